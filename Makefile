@@ -1,0 +1,250 @@
+# SPDX-License-Identifier: MIT
+# Extendible WebSocket Server
+#
+#     make deps run     installs what is missing, starts the chat
+#     make deps test    installs what is missing, runs the tests
+#     make help         lists all targets
+#
+# CXX, CPPFLAGS, CXXFLAGS, LDFLAGS, LDLIBS, PREFIX and DESTDIR can be set in the
+# environment or behind make; what the project itself needs is added to them. V=1
+# shows the commands. This works with GNU make from 3.81 (macOS) on.
+
+all: library examples  ## The library and the examples; the default
+
+# --- what can be set from outside -------------------------------------------------------
+
+ifeq ($(origin CXX),default)
+CXX = c++
+endif
+CXXFLAGS ?= -O2 -g
+PREFIX ?= /usr/local
+PKG_CONFIG ?= pkg-config
+
+# --- what is where ----------------------------------------------------------------------
+
+name := extendible-websocket-server
+version := 1.0.0
+headers := server.h config.h user.h
+
+plain := .build/plain
+tested := .build/test
+library := $(plain)/lib$(name).a
+examples := $(patsubst %.cpp,%,$(wildcard examples/*.cpp))
+
+# A white-box test includes ../server.cpp, a black-box test is linked with it.
+white_tests := $(patsubst tests/%.cpp,$(tested)/%,$(wildcard tests/white_*_test.cpp))
+black_tests := $(patsubst tests/%.cpp,$(tested)/%,$(wildcard tests/black_*_test.cpp))
+tests := $(white_tests) $(black_tests)
+
+# For lint: all that is compiled, and the part that clang-tidy and cppcheck read.
+sources := server.cpp $(wildcard examples/*.cpp tests/*.cpp tests/interop/*.cpp)
+checked := $(filter-out tests/%,$(sources))
+
+# --- compiling --------------------------------------------------------------------------
+
+# jsoncpp, from pkg-config if that knows it. These ask when they are used and not when
+# this file is read, because `make deps` may install it in between. Its headers are
+# system headers to us: their warnings are not ours.
+json_cflags = $(patsubst -I%,-isystem %,$(shell $(PKG_CONFIG) --cflags jsoncpp 2>/dev/null))
+json_libs = $(or $(shell $(PKG_CONFIG) --libs jsoncpp 2>/dev/null),-ljsoncpp)
+
+# Homebrew's folders are not among those that the compiler searches.
+ifeq ($(shell uname),Darwin)
+brew := $(shell brew --prefix 2>/dev/null)
+brew_cflags := $(if $(brew),-isystem $(brew)/include)
+brew_ldflags := $(if $(brew),-L$(brew)/lib)
+endif
+
+warnings := -Wall -Wextra -Wpedantic -Wshadow -Wconversion
+cxx = $(CXX) -std=c++17 $(warnings) -I. $(CPPFLAGS) $(json_cflags) $(brew_cflags) $(CXXFLAGS)
+link = $(CXX) $(CXXFLAGS) $(LDFLAGS) $(brew_ldflags)
+libs = $(LDLIBS) $(json_libs)
+
+# The tests have sanitizers in them, always, and so has all that they start. (Only in
+# main.cpp, which is nothing but doctest, they would just take time.)
+sanitized := -O1 -g -fno-omit-frame-pointer -fsanitize=address,undefined \
+    -fno-sanitize-recover=all -pthread
+examples_dir := -DEXAMPLES_DIR='"$(tested)/examples"'
+
+# A test is the only user of all that is in its file, be it all of server.cpp. g++, told so,
+# leaves out what is not used, and is done in a third of the time. (What it then says
+# about <regex> and others "may be" so; without sanitizers they are fine.)
+is_gcc = $(findstring Free Software,$(shell $(CXX) --version 2>/dev/null))
+alone = $(if $(is_gcc),-fwhole-program -fno-var-tracking -Wno-maybe-uninitialized)
+
+ifndef V
+say = @printf '  %s\n' '$(1)';
+endif
+
+# Targets that install something come before all others, `make -j` or not.
+installing := $(filter deps deps-%,$(MAKECMDGOALS))
+
+# What is compiled depends on this file, which holds the flags, and is written anew
+# only if they change.
+flags = $(cxx) $(link) $(libs) $(sanitized) $(examples_dir) $(alone)
+.build/flags: always | $(installing)
+	@mkdir -p $(@D)
+	@echo '$(subst ','\'',$(flags))' | cmp -s - $@ || echo '$(subst ','\'',$(flags))' > $@
+
+$(plain)/%.o: %.cpp .build/flags
+	@mkdir -p $(@D)
+	$(call say,compile $<)$(cxx) -MMD -MP -c $< -o $@
+
+$(tested)/%.o: %.cpp .build/flags
+	@mkdir -p $(@D)
+	$(call say,compile $< for the tests)$(cxx) $(sanitized) $(examples_dir) $(extra) \
+	    -MMD -MP -c $< -o $@
+
+extra =
+$(tests:$(tested)/%=$(tested)/tests/%.o): extra = $(alone)
+$(tested)/tests/main.o: extra = -fno-sanitize=all
+
+$(library): $(plain)/server.o
+	@rm -f $@
+	$(call say,archive $@)$(AR) rcs $@ $^
+
+$(examples): %: $(plain)/%.o $(plain)/server.o
+	$(call say,link $@)$(link) $^ $(libs) -o $@
+
+.build/interop-server: $(plain)/tests/interop/server.o $(plain)/server.o
+	$(call say,link $@)$(link) $^ $(libs) -o $@
+
+tested_examples := $(patsubst %,$(tested)/%,$(examples))
+$(tested_examples): %: %.o $(tested)/server.o
+$(white_tests): $(tested)/%: $(tested)/tests/%.o $(tested)/tests/main.o
+$(black_tests): $(tested)/%: $(tested)/tests/%.o $(tested)/tests/main.o $(tested)/server.o
+$(tested_examples) $(tests):
+	$(call say,link $@)$(link) $(sanitized) $^ $(libs) -o $@
+
+# The chat's page lies beside its program.
+tested_pages := $(addprefix $(tested)/,$(wildcard examples/*.html))
+$(tested_pages): $(tested)/%: %
+	@mkdir -p $(@D) && cp $< $@
+
+-include $(wildcard $(addsuffix .d,$(addprefix .build/*/,* */* */*/*)))
+
+# --- building, running, testing ---------------------------------------------------------
+
+library: $(library)  ## The library alone
+examples: $(examples)  ## examples/echo, hooks, chat and readme
+
+run: examples/chat  ## Starts the chat
+	@examples/chat
+
+# make starts itself once more, to use all cores, unless -j says otherwise. What cannot
+# be built does not keep the rest from being tested, but counts as failed.
+cores = $(if $(filter -j%,$(MAKEFLAGS)),,-j$(shell getconf _NPROCESSORS_ONLN))
+test: | $(installing)  ## Builds and runs all tests, with sanitizers
+	@mkdir -p $(tested) && rm -f $(tested)/unbuilt
+	@$(MAKE) --no-print-directory -k $(cores) built-tests || touch $(tested)/unbuilt
+	@.ci/test $(tested) $(tests)
+
+built-tests: $(tests) $(tested_examples) $(tested_pages)
+
+# --- installing what is needed ----------------------------------------------------------
+
+deps:  ## Installs what is missing to build, run and test
+	@CXX='$(CXX)' .ci/deps base
+
+# The same for further checks, which do that by themselves:
+deps-lint: ## for lint
+deps-install: ## for install-check
+deps-interop: ## for interop
+deps-bench: ## for bench
+deps-valgrind: ## for valgrind
+deps-lint deps-install deps-interop deps-bench deps-valgrind: deps-%:
+	@CXX='$(CXX)' .ci/deps base $*
+
+# --- further checks ---------------------------------------------------------------------
+
+# Each file is checked by each tool, and nothing that they find is let pass. clang-tidy
+# counts on standard error what it does not show; that matters only if it fails.
+strict = $(warnings) -Werror -std=c++17 -I. $(json_cflags) $(brew_cflags) $(examples_dir)
+compiled := $(addprefix compiled/,$(sources))
+tidied := $(addprefix tidied/,$(checked))
+# (examples/readme.cpp is set like the README, which shows it.)
+formatted := $(headers) $(wildcard tests/*.h) $(filter-out examples/readme.cpp,$(sources))
+
+lint: format-check cppcheck $(compiled) $(tidied)  ## Format, warnings, cppcheck, clang-tidy
+
+$(compiled): compiled/%: | deps-lint
+	$(call say,g++ and clang++ $*)g++ $(strict) -fsyntax-only $* && \
+	    clang++ $(strict) -fsyntax-only $*
+
+$(tidied): tidied/%: | deps-lint
+	@mkdir -p .build/$(@D)
+	$(call say,clang-tidy $*)clang-tidy --quiet $* -- $(strict) 2>.build/$@.log || \
+	    { cat .build/$@.log; false; }
+
+cppcheck: | deps-lint
+	$(call say,cppcheck)cppcheck --quiet --error-exitcode=1 --std=c++17 --library=posix \
+	    --enable=warning,style,performance,portability --inline-suppr -I. $(checked)
+
+format-check: | deps-lint
+	$(call say,clang-format)clang-format --dry-run -Werror $(formatted)
+
+format: | deps-lint  ## Formats all sources in place
+	clang-format -i $(formatted)
+
+# What the README promises, word for word, in a folder of its own.
+in_scratch = set -e; dir=$$(mktemp -d); trap 'rm -rf "$$dir"' EXIT
+dropin-check:  ## The four files and the README's example compile by themselves
+	@$(in_scratch); cp server.cpp $(headers) "$$dir"; cp examples/readme.cpp "$$dir/mine.cpp"; \
+	cd "$$dir"; for cxx in g++ clang++; do \
+	    if ! command -v $$cxx >/dev/null; then continue; fi; \
+	    echo "  $$cxx -std=c++17 mine.cpp server.cpp -ljsoncpp"; \
+	    $$cxx -std=c++17 mine.cpp server.cpp -ljsoncpp; \
+	done
+
+install-check: $(library) | deps-install  ## Installs, uses, uninstalls it in a temporary place
+	@$(in_scratch); cp examples/readme.cpp "$$dir/mine.cpp"; \
+	$(MAKE) --no-print-directory install DESTDIR= PREFIX="$$dir/root"; \
+	export PKG_CONFIG_PATH="$$dir/root/lib/pkgconfig:$$PKG_CONFIG_PATH"; \
+	(cd "$$dir" && $(CXX) -std=c++17 mine.cpp $$($(PKG_CONFIG) --cflags --libs $(name)) -o mine); \
+	$(MAKE) --no-print-directory uninstall DESTDIR= PREFIX="$$dir/root"; \
+	left=$$(find "$$dir/root" ! -type d -o -name '*$(name)*'); \
+	if [ -n "$$left" ]; then echo "left behind: $$left"; exit 1; fi
+
+interop: examples .build/interop-server | deps-interop  ## A browser, Node's and Python's clients against it
+	@tests/interop/run
+
+# --- installing the library -------------------------------------------------------------
+
+root = $(DESTDIR)$(PREFIX)
+include_dir = $(root)/include/$(name)
+doc_dir = $(root)/share/doc/$(name)
+pc = $(root)/lib/pkgconfig/$(name).pc
+json_known = $(shell $(PKG_CONFIG) --exists jsoncpp 2>/dev/null && echo yes)
+
+install: $(library)  ## Installs headers, library, pkg-config file in PREFIX
+	install -d "$(include_dir)" "$(doc_dir)" "$(root)/lib/pkgconfig"
+	install -m 644 $(headers) "$(include_dir)"
+	install -m 644 $(library) "$(root)/lib"
+	install -m 644 LICENSE "$(doc_dir)"
+	@printf '%s\n' 'prefix=$(PREFIX)' \
+	    'includedir=$${prefix}/include/$(name)' 'libdir=$${prefix}/lib' '' \
+	    'Name: Extendible WebSocket Server' 'Version: $(version)' \
+	    'Description: A WebSocket server to derive from' 'Cflags: -I$${includedir}' \
+	    'Libs: -L$${libdir} -l$(name)$(if $(json_known),, -ljsoncpp)' \
+	    $(if $(json_known),'Requires: jsoncpp') > "$(pc)"
+	chmod 644 "$(pc)"
+
+uninstall:  ## Removes what install put there
+	rm -f $(patsubst %,"$(include_dir)/%",$(headers)) "$(pc)" "$(doc_dir)/LICENSE" \
+	    "$(root)/lib/$(notdir $(library))"
+	-rmdir "$(include_dir)" "$(doc_dir)"
+
+# --- the rest ---------------------------------------------------------------------------
+
+clean:  ## Removes all that was built
+	rm -rf .build $(examples)
+
+help:  ## This list
+	@awk -F ':.*## *' '/^[a-z-]+:.*## / { printf "make %-15s %s\n", $$1, $$2 }' Makefile
+
+always:
+.PHONY: all always library examples run test built-tests help clean install uninstall
+.PHONY: deps deps-lint deps-install deps-interop deps-bench deps-valgrind
+.PHONY: lint format-check cppcheck $(compiled) $(tidied) format dropin-check install-check interop
+.DELETE_ON_ERROR:
+.SECONDARY:
