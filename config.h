@@ -1,0 +1,134 @@
+// SPDX-License-Identifier: MIT
+// Extendible WebSocket Server
+
+// What a server can be told. Derive from WSBaseConfig, set fields in the
+// constructor, add fields of your own; or fill one at run time and hand it to
+// the server's constructor. Each field says its default, its unit and when to
+// change it. listen() checks them all and throws std::invalid_argument with a
+// sentence that names the field, its value and what to do.
+//
+// address, port and uniqueOrigin are read once, by listen(). All others are read
+// each time they matter, so the program may change them while the server runs (in
+// a hook: there is only one thread). They are not checked again then.
+
+#ifndef WS_CONFIG_H
+#define WS_CONFIG_H
+
+#include <cstddef>
+#include <string>
+#include <vector>
+
+struct WSBaseConfig {
+    virtual ~WSBaseConfig() = default;
+
+    // --- where to listen, and who may come ---------------------------------
+
+    // A host name or a numeric address; the server listens on every address it
+    // resolves to, IPv4 and IPv6. The default reaches this machine only. Empty
+    // means every interface: then anybody who reaches the port can connect.
+    std::string address = "localhost";
+
+    // TCP port, 0 to 65535. With 0 the system picks a free one; port() tells it.
+    int port = 12345;
+
+    // The origins whose pages may connect, such as "https://example.com" or
+    // "http://localhost:8080": scheme, host and, unless it is the scheme's
+    // default, port. Empty means any. Fill it when users are known by cookies:
+    // else any page in the world can connect in their name (RFC 6455 10.2).
+    std::vector<std::string> uniqueOrigin;
+
+    // Programs that are no browsers send no Origin header and are let in. True
+    // refuses them too. Origin proves nothing about them: it is not a password.
+    bool requireOrigin = false;
+
+    // The subprotocols this server speaks, best first (RFC 6455 1.9). The first
+    // that the client offers too is agreed on; user.protocol() tells it. Each
+    // is a token as RFC 9110 5.6.2 has it.
+    std::vector<std::string> protocols;
+
+    // --- how much ----------------------------------------------------------
+
+    // Users at the same time, at least 1. When it is reached, idle users (see
+    // WSBaseUser::isIdle) go first; if there are none, the newcomer gets 503.
+    // The soft limit of open files is raised to fit, as far as the system lets.
+    int maxUsers = 1000;
+
+    // Connections that are no users: still in their opening handshake, or
+    // being closed. At least 1. When it is reached, the one that has been at it
+    // longest makes room for the newcomer. Raise it if many come at once.
+    int maxPending = 1000;
+
+    // Users from the same IP address; 0 means no limit. Careful: behind one
+    // address there may be a whole office, or your own proxy.
+    int maxUsersPerAddress = 0;
+
+    // Messages per second from one user, 0 means no limit; who sends more is
+    // disconnected with 1008. Pings count: they cost as much as messages.
+    int maxMessagesPerSecond = 0;
+
+    // Bytes of a request's head, all of it. More gets 431. Raise it if your
+    // site's cookies are large; it is buffered for each connection that is
+    // still in its handshake.
+    std::size_t maxRequestBytes = 8 * 1024;
+
+    // Bytes of one message's payload, all fragments together. More is answered
+    // with close code 1009, as soon as a frame declares it.
+    std::size_t maxMessageBytes = 1024 * 1024;
+
+    // Frames of one message. More is answered with 1008. It only ends messages
+    // of empty fragments that never end: maxMessageBytes bounds all others.
+    int maxFragments = 262144;
+
+    // Bytes that wait for a user who does not read them. A user whose queue
+    // would pass it is disconnected, because losing messages silently is worse.
+    // A single message always fits an empty queue, whatever its size.
+    std::size_t maxQueuedBytes = 4 * 1024 * 1024;
+
+    // While more than this waits for a user, nothing is read from that user, so
+    // who sends without reading is slowed down and not served at others' cost.
+    std::size_t lowMarkBytes = 64 * 1024;
+
+    // Depth of arrays and objects in a JSON message; deeper is "not JSON".
+    int maxJsonDepth = 64;
+
+    // --- how long, in seconds (the clocks are read once a second) ------------
+
+    // From accept to the end of the request's head, however it trickles in.
+    double handshakeSeconds = 10;
+
+    // After that silence a user is sent a ping; after twice that without a byte
+    // the connection is given up (1006). 0 turns it off. Keep it below the idle
+    // timeout of proxies on the way (often 60 s).
+    double pingSeconds = 20;
+
+    // How long a peer may take for its part of closing.
+    double closeSeconds = 5;
+
+    // How long a shutdown waits for queues to drain and peers to close.
+    double shutdownSeconds = 10;
+
+    // How long the listeners rest when the system has no descriptor left.
+    double restSeconds = 0.1;
+
+    // --- tuning: measure before you change these ------------------------------
+
+    // Bytes read from one connection in one turn of the loop. More means fewer
+    // system calls for large messages; less means that who sends much holds up
+    // the others for a shorter time.
+    std::size_t readBytes = 256 * 1024;
+
+    // Connections accepted in one turn of the loop, from each listener.
+    int acceptsPerTurn = 64;
+
+    // Messages from this size on are handed to the kernel from where they are,
+    // shared by all their receivers; smaller ones are copied and joined.
+    std::size_t shareBytes = 4 * 1024;
+
+    // --- talk ----------------------------------------------------------------
+
+    // Whether console() prints what happens (who comes, who goes, what was
+    // refused), or warnings and errors only.
+    bool debug = true;
+};
+
+#endif

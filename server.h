@@ -1,0 +1,348 @@
+// SPDX-License-Identifier: MIT
+// Extendible WebSocket Server
+
+// A WebSocket server (RFC 6455) to derive from:
+//
+//     class ChatServer : public WebSocketServer<ChatUser, ChatConfig> {
+//         void process(ChatUser &user, WSMessage &msg) override { sendToAllBut(user, msg); }
+//     };
+//
+// and compile together with server.cpp and jsoncpp. This page is its contract, in
+// three parts: WSMessage, what is sent and received; WSBaseServer, the loop and all
+// that needs no type of yours; WebSocketServer, which gives the hooks your types.
+//
+// One thread runs it all. Only stop() may be called from another one.
+
+#ifndef WS_SERVER_H
+#define WS_SERVER_H
+
+#if __has_include(<json/json.h>)
+#include <json/json.h>
+#elif __has_include(<jsoncpp/json/json.h>)  // where Debian and its kin put it
+#include <jsoncpp/json/json.h>
+#else
+#error "jsoncpp's headers are not installed: try 'make deps', or see its README"
+#endif
+
+#include <chrono>
+#include <cstddef>
+#include <initializer_list>
+#include <memory>
+#include <string>
+#include <string_view>
+#include <type_traits>
+#include <utility>
+#include <vector>
+
+#include "config.h"
+#include "user.h"
+
+// ----------------------------------------------------------------------------
+// A message: text, binary, or text that is JSON.
+//
+// It is a value, cheap to copy (copies share what they hold), and is changed by
+// assigning another one:
+//
+//     Json::Value json = msg.json();
+//     json["from"] = user.nick;
+//     msg = json;
+// ----------------------------------------------------------------------------
+class WSMessage {
+  public:
+    // Text. Throws std::invalid_argument if it is not valid UTF-8: RFC 6455 5.6
+    // wants it so, and browsers drop the connection over it.
+    WSMessage(std::string text = {});
+    WSMessage(std::string_view text);
+    WSMessage(const char *text);
+    WSMessage(std::nullptr_t) = delete;
+
+    // Text, the compact JSON of `json`. Throws std::invalid_argument if a string
+    // in it is not valid UTF-8. A value that is no array or object is sent as its
+    // JSON text too ("5", "\"five\""), but does not count as JSON when received.
+    WSMessage(const Json::Value &json);
+
+    // Binary: any bytes.
+    static WSMessage binary(std::string bytes);
+
+    WSMessage(const WSMessage &) = default;
+    WSMessage &operator=(const WSMessage &) = default;
+    ~WSMessage() = default;
+
+    bool isBinary() const;
+
+    // The text or the bytes, whole.
+    const std::string &payload() const;
+
+    // Whether this is a text that is one JSON array or object and nothing else: no
+    // comments, no duplicate keys, not nested deeper than WSBaseConfig::maxJsonDepth.
+    // It is parsed when this or json() is first called, and only then.
+    bool isJson() const;
+
+    // The parsed JSON; null (Json::Value::isNull) if isJson() is false. Its strings are
+    // valid UTF-8, so they can be sent on.
+    const Json::Value &json() const;
+
+  private:
+    friend struct WSLoop;
+    struct Body;
+    explicit WSMessage(std::shared_ptr<Body> body) : body_(std::move(body)) {}
+
+    std::shared_ptr<Body> body_;
+};
+
+// What httpRequest() answers. Everything is checked before it is sent: a status
+// out of range, a name that is no token or a value with a line break in it is
+// logged and answered with 500.
+struct WSResponse {
+    int status = 0;  // 200 to 599; 0 means: not answered here
+    std::vector<std::pair<std::string, std::string>> headers;  // such as Content-Type
+    std::string body;  // Content-Length, Date and Connection are the server's
+};
+
+enum class WSLevel { debug, warning, error };
+
+// ----------------------------------------------------------------------------
+// The loop, and all that needs no type of yours. Not to be derived from directly.
+// ----------------------------------------------------------------------------
+class WSBaseServer {
+  public:
+    WSBaseServer(const WSBaseServer &) = delete;
+    WSBaseServer &operator=(const WSBaseServer &) = delete;
+
+    // Listens, unless that is done already, and serves until a shutdown has ended.
+    // Throws what listen() throws. It may be called again after it has returned.
+    void run();
+
+    // Checks the configuration, opens the listening sockets. Throws
+    // std::invalid_argument for a field that makes no sense, std::runtime_error
+    // that names address, port and reason when it cannot listen there.
+    void listen();
+
+    // The TCP port that is listened on, also where the configuration says 0.
+    // 0 before listen().
+    int port() const;
+
+    // One turn of the loop, for programs that have a loop of their own: waits at
+    // most `timeout` for something to do (negative: for as long as it takes) and does
+    // it. False when a shutdown has ended. Call listen() first; not from a hook.
+    bool turn(std::chrono::milliseconds timeout);
+
+    // Asks for the end, like stop(), but from a hook or between turns. preShutdown()
+    // may still object. Otherwise nobody new is let in, everyone gets close code
+    // 1001, queues drain for at most shutdownSeconds, all hooks run, run() returns.
+    void shutdown();
+
+    // The same from any thread and from signal handlers. The only such call.
+    void stop() noexcept;
+
+    // Lets these signals call stop(); a second one during the shutdown ends it at
+    // once, hooks included. The previous handlers are restored by the destructor. A
+    // signal can be had by one server of a process: std::logic_error for a second.
+    void stopOn(std::initializer_list<int> signals);
+
+    // --- sending -------------------------------------------------------------
+    //
+    // All are legal in every hook, and none blocks: what is queued for a user during a
+    // turn of the loop goes out at its end, in order (earlier, if the queue is full). Each receiver gets
+    // preSend() and postSend(), except in a send that one of these two makes.
+
+    // False if the user is not connected (yet, or any more), or is disconnected now
+    // because the message did not fit its queue (WSBaseConfig::maxQueuedBytes).
+    bool sendToUser(WSBaseUser &user, const WSMessage &msg);
+
+    // To everyone, and to everyone but one. Give the number of users that
+    // sendToUser() was true for.
+    int sendToAll(const WSMessage &msg);
+    int sendToAllBut(const WSBaseUser &user, const WSMessage &msg);
+
+    // --- ending --------------------------------------------------------------
+
+    // Starts the closing handshake (RFC 6455 7.1.2) with that user. What was sent
+    // before still arrives; nothing sent later does, nothing more is received. The
+    // user stays valid; preDisconnect() and postDisconnect() follow at the end of the
+    // turn. Who is on the way out already stays so, with the first code. In
+    // preConnect() it is refuse(user, 403, reason). `code` is one that may be sent (7.4: 1000
+    // to 1003, 1007 to 1014, 3000 to 4999), `reason` UTF-8, cut after 123 bytes:
+    // std::invalid_argument otherwise.
+    void disconnect(WSBaseUser &user, int code = 1000, std::string_view reason = {});
+
+    // In preConnect() only, std::logic_error elsewhere: the user is not let in, the
+    // request is answered with this HTTP status (400 to 599, else
+    // std::invalid_argument) and text, and no other hook runs.
+    void refuse(WSBaseUser &user, int status, std::string_view text = {});
+
+    // Users that are connected: past preConnect(), not on the way out.
+    int userCount() const;
+
+  protected:
+    // --- hooks that need no user ------------------------------------------------
+    //
+    // A hook that throws is logged; nobody else notices.
+
+    // Everybody is about to be disconnected, after shutdown(), stop() or a signal.
+    // Set `doShutdown` to false to go on serving.
+    virtual void preShutdown(bool &doShutdown) { (void)doShutdown; }
+
+    // Nobody is connected any more; run() returns next.
+    virtual void postShutdown() {}
+
+    // A user is gone, whose preDisconnect() ran just before.
+    virtual void postDisconnect() {}
+
+    // A GET that does not ask for a WebSocket. Fill in `response` and it is sent, then
+    // the connection is closed; leave its status 0 and the answer is 426. A hook
+    // that throws is answered with 500.
+    virtual void httpRequest(const WSRequest &request, WSResponse &response);
+
+    // A line for the terminal, without line break; bytes that a terminal might
+    // obey have been replaced. Lines of level `debug` come only if the configuration's
+    // `debug` is true. The default prints to standard output.
+    virtual void console(WSLevel level, std::string_view text);
+
+    explicit WSBaseServer(std::unique_ptr<WSBaseConfig> config);
+    virtual ~WSBaseServer();  // closes what is open; hooks run only in a shutdown
+
+    WSBaseConfig &baseConfig() { return *config_; }
+
+    // For walking over the users, in slots 0 to slotCount() - 1: null where a slot
+    // has nobody who is connected.
+    std::size_t slotCount() const;
+    WSBaseUser *userInSlot(std::size_t slot) const;
+
+  private:
+    // The typed hooks, as WebSocketServer<User, Config> implements them.
+    virtual std::unique_ptr<WSBaseUser> makeUser() = 0;
+    virtual void callProcess(WSBaseUser &user, WSMessage &msg) = 0;
+    virtual void callPreSend(WSBaseUser &user, WSMessage &msg) = 0;
+    virtual void callPostSend(WSBaseUser &user, WSMessage &msg) = 0;
+    virtual void callPreConnect(WSBaseUser &user, int socket) = 0;
+    virtual void callPostConnect(WSBaseUser &user, int socket) = 0;
+    virtual void callPreDisconnect(WSBaseUser &user, int socket) = 0;
+
+    friend struct WSLoop;
+    std::unique_ptr<WSBaseConfig> config_;
+    std::unique_ptr<WSLoop> loop_;  // private to server.cpp
+};
+
+// ----------------------------------------------------------------------------
+// The users of a server, for `for (User &user : server.users())` and nothing else:
+// those who are connected. Walk it in a hook as you like; whoever you disconnect on
+// the way stays valid, and is not met again.
+// ----------------------------------------------------------------------------
+template <class User, class Server>
+class WSUsers {
+  public:
+    class iterator {
+      public:
+        iterator(const Server &server, std::size_t slot) : server_(&server), slot_(slot) {
+            settle();
+        }
+        User &operator*() const { return static_cast<User &>(*server_->userInSlot(slot_)); }
+        User *operator->() const { return &**this; }
+        iterator &operator++() {
+            ++slot_;
+            settle();
+            return *this;
+        }
+        bool operator!=(const iterator &) const { return slot_ < server_->slotCount(); }
+
+      private:
+        void settle() {
+            while (slot_ < server_->slotCount() && !server_->userInSlot(slot_)) ++slot_;
+        }
+        const Server *server_;
+        std::size_t slot_;
+    };
+
+    explicit WSUsers(const Server &server) : server_(&server) {}
+    iterator begin() const { return iterator(*server_, 0); }
+    iterator end() const { return iterator(*server_, server_->slotCount()); }
+
+  private:
+    const Server *server_;
+};
+
+// ----------------------------------------------------------------------------
+// The server to derive from. `User` and `Config` are your classes (or the base
+// classes); each hook gets the user as a `User`.
+//
+// Contracts of all hooks:
+// - Every send, disconnect() and shutdown() is legal in every hook, for every user.
+// - The user stays valid until the hook returns, whatever the hook does.
+// - preConnect and postConnect, preDisconnect and postDisconnect come in pairs, each
+//   exactly once per user, whatever the path: the peer closes or vanishes, breaks the
+//   protocol, is disconnected, falls idle, or the server shuts down. Only who was
+//   refused in preConnect never gets the other three.
+// - A hook that throws is logged with what it threw; its user is closed with 1011
+//   (in preConnect: refused with 500), and nobody else notices.
+// ----------------------------------------------------------------------------
+template <class User = WSBaseUser, class Config = WSBaseConfig>
+class WebSocketServer : public WSBaseServer {
+    static_assert(std::is_base_of_v<WSBaseUser, User>,
+                  "WebSocketServer<User, Config>: User must be derived from WSBaseUser");
+    static_assert(std::is_default_constructible_v<User>,
+                  "WebSocketServer<User, Config>: User needs a constructor without arguments, "
+                  "the server makes the users");
+    static_assert(std::is_base_of_v<WSBaseConfig, Config>,
+                  "WebSocketServer<User, Config>: Config must be derived from WSBaseConfig");
+
+  public:
+    explicit WebSocketServer(Config config = Config())
+        : WSBaseServer(std::make_unique<Config>(std::move(config))) {}
+
+    Config &config() { return static_cast<Config &>(baseConfig()); }
+
+    // Who is connected. In preConnect() the newcomer is not yet among them, in
+    // preDisconnect() the one who goes is not any more.
+    using Users = WSUsers<User, WebSocketServer>;
+    Users users() const { return Users(*this); }
+
+    // Sends to everyone for whom `wanted(user)` is true. Gives the number of users
+    // that sendToUser() was true for.
+    template <class Predicate>
+    int sendToIf(Predicate wanted, const WSMessage &msg) {
+        int sent = 0;
+        for (User &user : users())
+            if (wanted(user) && sendToUser(user, msg)) ++sent;
+        return sent;
+    }
+
+  protected:
+    // A message came from `user`. `msg` is yours to change or to pass on.
+    virtual void process(User &user, WSMessage &msg) = 0;
+
+    // `msg` is about to be queued for `user`. What it is changed to is for this
+    // receiver only. A disconnect() of this user, here, keeps the message back.
+    virtual void preSend(User &user, WSMessage &msg) { (void)user, (void)msg; }
+
+    // `msg` was queued for `user`, as preSend() left it. Changing it changes nothing.
+    virtual void postSend(User &user, WSMessage &msg) { (void)user, (void)msg; }
+
+    // Somebody's opening handshake is in order; user.request() tells how they came.
+    // Let it be, and the user is connected; refuse() it, and it is not. It can not be
+    // sent to yet: sends to it are false.
+    virtual void preConnect(User &user, int socket) { (void)user, (void)socket; }
+
+    // The user is connected: the first moment at which it can be sent to.
+    virtual void postConnect(User &user, int socket) { (void)user, (void)socket; }
+
+    // The user is on the way out; user.closeCode() and closeReason() tell why. It is
+    // among users() no more, sends to it are false. The socket may be lost already.
+    virtual void preDisconnect(User &user, int socket) { (void)user, (void)socket; }
+
+  private:
+    friend class WSUsers<User, WebSocketServer>;
+    static User &typed(WSBaseUser &user) { return static_cast<User &>(user); }
+
+    std::unique_ptr<WSBaseUser> makeUser() final { return std::make_unique<User>(); }
+    void callProcess(WSBaseUser &user, WSMessage &msg) final { process(typed(user), msg); }
+    void callPreSend(WSBaseUser &user, WSMessage &msg) final { preSend(typed(user), msg); }
+    void callPostSend(WSBaseUser &user, WSMessage &msg) final { postSend(typed(user), msg); }
+    void callPreConnect(WSBaseUser &user, int socket) final { preConnect(typed(user), socket); }
+    void callPostConnect(WSBaseUser &user, int socket) final { postConnect(typed(user), socket); }
+    void callPreDisconnect(WSBaseUser &user, int socket) final {
+        preDisconnect(typed(user), socket);
+    }
+};
+
+#endif
