@@ -37,3 +37,119 @@
 #define MSG_NOSIGNAL 0
 #define WS_SET_NOSIGPIPE
 #endif
+
+namespace {
+
+std::string base64Encode(std::string_view bytes);
+std::optional<std::string> base64Decode(std::string_view text);
+std::array<unsigned char, 20> sha1(std::string_view message);
+
+}  // namespace
+
+// ============================================================================
+// base64
+//
+// RFC 4648 4: three bytes are four digits of six bits; what is missing at the end is
+// written as '='.
+// ============================================================================
+
+namespace {
+
+constexpr std::string_view kDigits =
+    "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+
+std::string base64Encode(std::string_view bytes) {
+    std::string text;
+    for (std::size_t i = 0; i < bytes.size(); i += 3) {
+        const std::string_view group = bytes.substr(i, 3);
+        std::uint32_t bits = 0;
+        for (std::size_t k = 0; k < 3; ++k)
+            bits = bits << 8 | (k < group.size() ? static_cast<unsigned char>(group[k]) : 0);
+        for (std::size_t k = 0; k < 4; ++k)
+            text += k <= group.size() ? kDigits[bits >> (18 - 6 * k) & 0x3F] : '=';
+    }
+    return text;
+}
+
+// Nothing if it is no base64. Bits that are left over at the end may be anything: RFC 4648
+// 3.5 leaves that to the decoder, and there are clients that send random digits as a key.
+std::optional<std::string> base64Decode(std::string_view text) {
+    if (text.size() % 4 != 0) return std::nullopt;
+    std::size_t padding = 0;
+    while (padding < 2 && padding < text.size() && text[text.size() - 1 - padding] == '=')
+        ++padding;
+    std::string bytes;
+    std::uint32_t bits = 0;
+    for (std::size_t i = 0; i < text.size(); ++i) {
+        const std::size_t digit = i < text.size() - padding ? kDigits.find(text[i]) : 0;
+        if (digit == kDigits.npos) return std::nullopt;
+        bits = bits << 6 | static_cast<std::uint32_t>(digit);
+        if (i % 4 != 3) continue;
+        for (int shift = 16; shift >= 0; shift -= 8) bytes += static_cast<char>(bits >> shift);
+    }
+    bytes.resize(bytes.size() - padding);
+    return bytes;
+}
+
+}  // namespace
+
+// ============================================================================
+// SHA-1
+//
+// FIPS 180-4, sections 5.1.1, 5.3.1 and 6.1.2. It is broken for signatures; in the opening
+// handshake it only proves that the server read the key (RFC 6455 10.8).
+// ============================================================================
+
+namespace {
+
+using Sha1State = std::array<std::uint32_t, 5>;
+
+std::uint32_t rotateLeft(std::uint32_t x, int n) { return x << n | x >> (32 - n); }
+
+// One step's function and constant (4.1.1, 4.2.1).
+std::uint32_t mixed(int t, std::uint32_t b, std::uint32_t c, std::uint32_t d) {
+    if (t < 20) return ((b & c) ^ (~b & d)) + 0x5A827999;
+    if (t < 40) return (b ^ c ^ d) + 0x6ED9EBA1;
+    if (t < 60) return ((b & c) ^ (b & d) ^ (c & d)) + 0x8F1BBCDC;
+    return (b ^ c ^ d) + 0xCA62C1D6;
+}
+
+// 6.1.2: one block of 64 bytes.
+void sha1Block(const char *block, Sha1State &state) {
+    std::array<std::uint32_t, 80> w{};
+    for (std::size_t t = 0; t < 16; ++t)
+        for (std::size_t k = 0; k < 4; ++k)
+            w[t] = w[t] << 8 | static_cast<unsigned char>(block[4 * t + k]);
+    for (std::size_t t = 16; t < 80; ++t)
+        w[t] = rotateLeft(w[t - 3] ^ w[t - 8] ^ w[t - 14] ^ w[t - 16], 1);
+    auto [a, b, c, d, e] = state;
+    for (std::size_t t = 0; t < 80; ++t) {
+        const std::uint32_t next =
+            rotateLeft(a, 5) + mixed(static_cast<int>(t), b, c, d) + e + w[t];
+        e = d;
+        d = c;
+        c = rotateLeft(b, 30);
+        b = a;
+        a = next;
+    }
+    state = {state[0] + a, state[1] + b, state[2] + c, state[3] + d, state[4] + e};
+}
+
+std::array<unsigned char, 20> sha1(std::string_view message) {
+    // 5.1.1: a one bit, zeros up to 8 bytes before the end of a block, the length in bits.
+    std::string padded(message);
+    padded += '\x80';
+    while (padded.size() % 64 != 56) padded += '\0';
+    const std::uint64_t bits = std::uint64_t{message.size()} * 8;
+    for (int shift = 56; shift >= 0; shift -= 8) padded += static_cast<char>(bits >> shift);
+
+    Sha1State state{0x67452301, 0xEFCDAB89, 0x98BADCFE, 0x10325476, 0xC3D2E1F0};  // 5.3.1
+    for (std::size_t i = 0; i < padded.size(); i += 64) sha1Block(padded.data() + i, state);
+
+    std::array<unsigned char, 20> digest{};
+    for (std::size_t i = 0; i < digest.size(); ++i)
+        digest[i] = static_cast<unsigned char>(state[i / 4] >> (24 - 8 * (i % 4)));
+    return digest;
+}
+
+}  // namespace

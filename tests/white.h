@@ -1,0 +1,116 @@
+// SPDX-License-Identifier: MIT
+// Extendible WebSocket Server
+
+// What the white-box tests share: buffers that the address sanitizer guards, bytes
+// written as hexadecimal digits, chance that is the same each time, and a look at the
+// heap. Include it before ../server.cpp, once per program.
+
+#ifndef WS_TESTS_WHITE_H
+#define WS_TESTS_WHITE_H
+
+#include <doctest/doctest.h>
+
+#include <algorithm>
+#include <cstddef>
+#include <memory>
+#include <random>
+#include <string>
+#include <string_view>
+#include <vector>
+
+// server.cpp keeps its parts in an anonymous namespace. Here it is included, and its
+// structures have members from there, which only matters if two files include it.
+#if defined(__GNUC__) && !defined(__clang__)
+#pragma GCC diagnostic ignored "-Wsubobject-linkage"
+#endif
+
+// The address sanitizer's, by hand: not every system has its header.
+extern "C" {
+int __sanitizer_install_malloc_and_free_hooks(void (*allocated)(const volatile void *, std::size_t),
+                                              void (*freed)(const volatile void *));
+std::size_t __sanitizer_get_allocated_size(const volatile void *block);
+}
+
+// Bytes on the heap, in a buffer of exactly their size: one byte further is a report of
+// the address sanitizer.
+class Exact {
+  public:
+    explicit Exact(std::string_view bytes) : size_(bytes.size()), bytes_(new char[size_]) {
+        std::copy(bytes.begin(), bytes.end(), bytes_.get());
+    }
+    char *data() const { return bytes_.get(); }
+    std::size_t size() const { return size_; }
+    std::string_view view() const { return {bytes_.get(), size_}; }
+
+  private:
+    std::size_t size_;
+    std::unique_ptr<char[]> bytes_;
+};
+
+// "81 85 37fa213d" as bytes.
+inline std::string fromHex(std::string_view digits) {
+    constexpr std::string_view kHex = "0123456789abcdef";
+    std::string bytes;
+    int nibbles = 0;
+    unsigned value = 0;
+    for (const char digit : digits) {
+        if (digit == ' ') continue;
+        REQUIRE(kHex.find(digit) != kHex.npos);
+        value = value << 4 | static_cast<unsigned>(kHex.find(digit));
+        if (++nibbles % 2 == 0) bytes += static_cast<char>(value & 0xFF);
+    }
+    REQUIRE(nibbles % 2 == 0);
+    return bytes;
+}
+
+inline std::string toHex(std::string_view bytes) {
+    std::string digits;
+    for (const char c : bytes) {
+        const auto byte = static_cast<unsigned char>(c);
+        digits += "0123456789abcdef"[byte >> 4];
+        digits += "0123456789abcdef"[byte & 0xF];
+    }
+    return digits;
+}
+
+// Chance, the same in each run.
+class Chance {
+  public:
+    // One of 0 … `end` - 1.
+    std::size_t below(std::size_t end) { return std::size_t{generator_()} % end; }
+
+    // Sizes of 1 to `most` that add up to `total`.
+    std::vector<std::size_t> pieces(std::size_t total, std::size_t most) {
+        std::vector<std::size_t> sizes;
+        for (std::size_t rest = total; rest > 0; rest -= sizes.back())
+            sizes.push_back(1 + below(std::min(rest, most)));
+        return sizes;
+    }
+
+  private:
+    std::mt19937 generator_{6455};
+};
+
+// The bytes that are allocated now, and the most that were since the last reset().
+class Heap {
+  public:
+    static void reset() {
+        static const int installed = __sanitizer_install_malloc_and_free_hooks(allocated, freed);
+        REQUIRE(installed != 0);
+        held_ = most_ = 0;
+    }
+    static long held() { return held_; }  // since reset(); less than 0 if more was freed
+    static long most() { return most_; }
+
+  private:
+    static void allocated(const volatile void *, std::size_t size) {
+        held_ += static_cast<long>(size);
+        most_ = std::max(most_, held_);
+    }
+    static void freed(const volatile void *block) {
+        if (block != nullptr) held_ -= static_cast<long>(__sanitizer_get_allocated_size(block));
+    }
+    static inline long held_ = 0, most_ = 0;
+};
+
+#endif
