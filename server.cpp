@@ -40,9 +40,91 @@
 
 namespace {
 
+// Checks UTF-8 that arrives in pieces. It says no at the first byte after which the
+// text cannot become valid any more.
+class Utf8Check {
+  public:
+    bool feed(std::string_view piece);               // false: invalid, for good
+    bool complete() const { return missing_ == 0; }  // not in the middle of a character
+
+  private:
+    bool begin(unsigned char lead);
+
+    std::uint8_t missing_ = 0;               // continuation bytes to come
+    std::uint8_t low_ = 0x80, high_ = 0xBF;  // the range of the next one
+};
+
+bool isUtf8(std::string_view text);
 std::string base64Encode(std::string_view bytes);
 std::optional<std::string> base64Decode(std::string_view text);
 std::array<unsigned char, 20> sha1(std::string_view message);
+
+}  // namespace
+
+// ============================================================================
+// UTF-8
+//
+// RFC 3629 4, as ranges of the bytes that may follow a lead byte:
+//
+//     00..7F                          C2..DF  80..BF
+//     E0      A0..BF  80..BF          E1..EC, EE..EF  80..BF  80..BF
+//     ED      80..9F  80..BF          (no surrogates)
+//     F0      90..BF  80..BF  80..BF  F1..F3          80..BF  80..BF  80..BF
+//     F4      80..8F  80..BF  80..BF  (nothing above U+10FFFF)
+//
+// Only the second byte has ranges of its own. So the state between two bytes is: how many
+// are missing, and the range of the next.
+// ============================================================================
+
+namespace {
+
+// Begins a character; false if none begins so.
+bool Utf8Check::begin(unsigned char lead) {
+    if (lead < 0x80) return true;
+    if (lead < 0xC2 || lead > 0xF4) return false;
+    missing_ = lead < 0xE0 ? 1 : lead < 0xF0 ? 2 : 3;
+    if (lead == 0xE0) low_ = 0xA0;
+    if (lead == 0xED) high_ = 0x9F;
+    if (lead == 0xF0) low_ = 0x90;
+    if (lead == 0xF4) high_ = 0x8F;
+    return true;
+}
+
+// Where, from `i` on, the first byte is that is not ASCII: eight bytes at a time, as long as
+// none of them has its highest bit set.
+std::size_t skipAscii(std::string_view text, std::size_t i) {
+    constexpr std::uint64_t kHighBits = 0x8080808080808080;
+    for (; i + 8 <= text.size(); i += 8) {
+        std::uint64_t eight = 0;
+        std::memcpy(&eight, text.data() + i, sizeof eight);
+        if ((eight & kHighBits) != 0) break;
+    }
+    while (i < text.size() && static_cast<unsigned char>(text[i]) < 0x80) ++i;
+    return i;
+}
+
+bool Utf8Check::feed(std::string_view piece) {
+    std::size_t i = 0;
+    while (i < piece.size()) {
+        if (missing_ == 0) i = skipAscii(piece, i);
+        if (i == piece.size()) break;
+        const auto byte = static_cast<unsigned char>(piece[i++]);
+        if (missing_ == 0) {
+            if (!begin(byte)) return false;
+        } else {
+            if (byte < low_ || byte > high_) return false;
+            low_ = 0x80;
+            high_ = 0xBF;
+            --missing_;
+        }
+    }
+    return true;
+}
+
+bool isUtf8(std::string_view text) {
+    Utf8Check check;
+    return check.feed(text) && check.complete();
+}
 
 }  // namespace
 
