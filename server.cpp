@@ -40,6 +40,59 @@
 
 namespace {
 
+// The answer of every parser: done (and how many bytes it used), need more, or bad
+// (a close code or an HTTP status, and the reason).
+struct Progress {
+    enum Answer { done, needMore, bad } answer = needMore;
+    std::size_t used = 0;
+    int code = 0;
+    const char *reason = "";
+};
+
+Progress doneAfter(std::size_t used) { return {Progress::done, used, 0, ""}; }
+Progress needMore() { return {Progress::needMore, 0, 0, ""}; }
+Progress bad(int code, const char *reason) { return {Progress::bad, 0, code, reason}; }
+
+// --- frames and messages ---
+
+// Close codes of our own (RFC 6455 7.4.1).
+constexpr int kGoingAway = 1001;
+constexpr int kProtocolError = 1002;
+constexpr int kNoCode = 1005;          // for hooks only: the Close had none
+constexpr int kConnectionLost = 1006;  // for hooks only: there was no Close
+constexpr int kInvalidData = 1007;
+constexpr int kPolicyViolation = 1008;
+constexpr int kTooBig = 1009;
+constexpr int kInternalError = 1011;
+
+// RFC 6455 5.2: data frames (5.6), then control frames (5.5).
+enum class Opcode : std::uint8_t {
+    continuation = 0x0,
+    text = 0x1,
+    binary = 0x2,
+    close = 0x8,
+    ping = 0x9,
+    pong = 0xA
+};
+
+// RFC 6455 5.2. A header takes 2 to 14 bytes; without masking key, as a server sends
+// it, at most 10.
+constexpr std::size_t kMaxFrameHeader = 14;
+constexpr std::size_t kMaxControlPayload = 125;  // RFC 6455 5.5
+
+struct FrameHeader {
+    bool fin = false;
+    Opcode opcode = Opcode::continuation;
+    std::uint64_t length = 0;
+    std::array<unsigned char, 4> maskingKey{};
+};
+
+Progress parseFrameHeader(std::string_view bytes, FrameHeader &header);
+std::string_view encodeFrameHeader(std::array<char, kMaxFrameHeader> &out, Opcode opcode,
+                                   std::uint64_t length);
+void unmask(char *payload, std::size_t size, const std::array<unsigned char, 4> &key,
+            std::uint64_t offset);
+
 // Checks UTF-8 that arrives in pieces. It says no at the first byte after which the
 // text cannot become valid any more.
 class Utf8Check {
@@ -58,6 +111,120 @@ bool isUtf8(std::string_view text);
 std::string base64Encode(std::string_view bytes);
 std::optional<std::string> base64Decode(std::string_view text);
 std::array<unsigned char, 20> sha1(std::string_view message);
+
+}  // namespace
+
+// ============================================================================
+// Frames
+//
+//       0                   1                   2                   3
+//       0 1 2 3 4 5 6 7 8 9 0 1 2 3 4 5 6 7 8 9 0 1 2 3 4 5 6 7 8 9 0 1
+//      +-+-+-+-+-------+-+-------------+-------------------------------+
+//      |F|R|R|R| opcode|M| length (7)  | extended length               |
+//      |I|S|S|S|  (4)  |A| 126: 16 bits| (16 or 64 bits, if any)       |
+//      |N|V|V|V|       |S| 127: 64 bits| most significant byte first   |
+//      | |1|2|3|       |K|             |                               |
+//      +-+-+-+-+-------+-+-------------+ - - - - - - - - - - - - - - - +
+//      | masking key (32), if MASK is set; then the payload            |
+//      +---------------------------------------------------------------+
+//
+// RFC 6455 5.2. Whatever breaks its rules is refused at the first byte that does.
+// ============================================================================
+
+namespace {
+
+constexpr unsigned kFin = 0x80, kReserved = 0x70, kOpcode = 0x0F;  // of the first byte
+constexpr unsigned kMask = 0x80, kLength = 0x7F;                   // of the second
+constexpr std::uint64_t kLength16 = 126, kLength64 = 127;          // an extended length follows
+
+bool isOpcode(unsigned opcode) { return opcode <= 0x2 || (opcode >= 0x8 && opcode <= 0xA); }
+
+// The extended payload length: `size` bytes, in network byte order.
+std::uint64_t readLength(std::string_view bytes) {
+    std::uint64_t length = 0;
+    for (const char byte : bytes) length = length << 8 | static_cast<unsigned char>(byte);
+    return length;
+}
+
+// "the minimal number of bytes MUST be used to encode the length", and "the most
+// significant bit MUST be 0" (RFC 6455 5.2): whether that holds, as far as the 2 or 8 bytes
+// of an extended length are here.
+bool isLengthFine(std::string_view bytes, std::size_t wanted) {
+    if (wanted == 2) return bytes.size() < 2 || readLength(bytes) >= kLength16;
+    const bool highest = !bytes.empty() && (bytes[0] & 0x80) != 0;
+    const bool wouldFit16 = bytes.size() >= 6 && readLength(bytes.substr(0, 6)) == 0;
+    return !highest && !wouldFit16;
+}
+
+// What follows the first two bytes: the extended length, if there is one, and the key.
+Progress parseLengthAndKey(std::string_view bytes, FrameHeader &header) {
+    const std::size_t extended = header.length < kLength16 ? 0 : header.length == kLength16 ? 2 : 8;
+    const std::string_view length = bytes.substr(2, extended);
+    if (extended > 0 && !isLengthFine(length, extended))
+        return bad(kProtocolError, "the length is not minimal");
+    const std::size_t size = 2 + extended + header.maskingKey.size();
+    if (bytes.size() < size) return needMore();
+    if (extended > 0) header.length = readLength(length);
+    std::memcpy(header.maskingKey.data(), bytes.data() + 2 + extended, header.maskingKey.size());
+    return doneAfter(size);
+}
+
+// Parses the header of a client's frame. Done: the bytes of the header. Bad: 1002.
+Progress parseFrameHeader(std::string_view bytes, FrameHeader &header) {
+    if (bytes.empty()) return needMore();
+    const auto first = static_cast<unsigned char>(bytes[0]);
+    // "MUST be 0 unless an extension is negotiated", and none is.
+    if ((first & kReserved) != 0) return bad(kProtocolError, "a reserved bit is set");
+    // An unknown opcode fails the connection.
+    if (!isOpcode(first & kOpcode)) return bad(kProtocolError, "the opcode is reserved");
+    header.fin = (first & kFin) != 0;
+    header.opcode = static_cast<Opcode>(first & kOpcode);
+    const bool control = header.opcode >= Opcode::close;
+    // "Control frames themselves MUST NOT be fragmented." (5.4)
+    if (control && !header.fin) return bad(kProtocolError, "a control frame is fragmented");
+
+    if (bytes.size() < 2) return needMore();
+    const auto second = static_cast<unsigned char>(bytes[1]);
+    // "The server MUST close the connection upon receiving a frame that is not masked." (5.1)
+    if ((second & kMask) == 0) return bad(kProtocolError, "a frame is not masked");
+    header.length = second & kLength;
+    // "All control frames MUST have a payload length of 125 bytes or less" (5.5)
+    if (control && header.length > kMaxControlPayload)
+        return bad(kProtocolError, "a control frame is too long");
+
+    return parseLengthAndKey(bytes, header);
+}
+
+// The header of a frame as a server sends it: final and unmasked ("A server MUST NOT mask any
+// frames", RFC 6455 5.1).
+std::string_view encodeFrameHeader(std::array<char, kMaxFrameHeader> &out, Opcode opcode,
+                                   std::uint64_t length) {
+    const std::size_t extended = length < kLength16 ? 0 : length <= 0xFFFF ? 2 : 8;
+    out[0] = static_cast<char>(kFin | static_cast<unsigned>(opcode));
+    out[1] = static_cast<char>(extended == 0 ? length : extended == 2 ? kLength16 : kLength64);
+    for (std::size_t i = 0; i < extended; ++i)
+        out[2 + i] = static_cast<char>(length >> 8 * (extended - 1 - i));
+    return {out.data(), 2 + extended};
+}
+
+// Octet i of the payload is XORed with octet i MOD 4 of the masking key (RFC 6455 5.3), in
+// place, for a piece that begins at `offset` of the payload. Eight bytes at a time: twice the
+// key, turned to where the piece begins, is XORed as one number, whatever its byte order.
+void unmask(char *payload, std::size_t size, const std::array<unsigned char, 4> &key,
+            std::uint64_t offset) {
+    std::array<unsigned char, 8> keys{};
+    for (std::size_t i = 0; i < keys.size(); ++i) keys[i] = key[(offset + i) % 4];
+    std::uint64_t eightKeys = 0;
+    std::memcpy(&eightKeys, keys.data(), sizeof eightKeys);
+    std::size_t i = 0;
+    for (; i + 8 <= size; i += 8) {
+        std::uint64_t eight = 0;
+        std::memcpy(&eight, payload + i, sizeof eight);
+        eight ^= eightKeys;
+        std::memcpy(payload + i, &eight, sizeof eight);
+    }
+    for (; i < size; ++i) payload[i] = static_cast<char>(payload[i] ^ keys[i % 8]);
+}
 
 }  // namespace
 

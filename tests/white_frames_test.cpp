@@ -1,0 +1,266 @@
+// SPDX-License-Identifier: MIT
+// Extendible WebSocket Server
+
+// Frames (section 11): headers byte by byte, the examples of RFC 6455 5.7, every opcode,
+// reserved bit and border of a length, and unmasking against the formula of 5.3.
+
+#include "white.h"
+
+#include "../server.cpp"
+
+namespace {
+
+struct Parsed {
+    Progress progress;
+    std::size_t at = 0;  // with this many bytes the answer came
+    FrameHeader header;
+};
+
+Progress parseExact(std::string_view bytes, FrameHeader &header) {
+    return parseFrameHeader(Exact(bytes).view(), header);
+}
+
+// Gives one byte more each time, as long as more is needed. Given at once, with whatever
+// follows, the answer must be the same.
+Parsed parseGrowing(const std::string &bytes) {
+    Parsed parsed;
+    for (parsed.at = 0; parsed.at <= bytes.size(); ++parsed.at) {
+        parsed.progress = parseExact(bytes.substr(0, parsed.at), parsed.header);
+        if (parsed.progress.answer != Progress::needMore) break;
+    }
+    if (parsed.progress.answer == Progress::needMore) return parsed;
+    for (const char *behind :
+         {"", "\x81", "left over", "\xFF\xFF\xFF\xFF\xFF\xFF\xFF\xFF\xFF\xFF"}) {
+        FrameHeader again;
+        const Progress whole = parseExact(bytes + behind, again);
+        CHECK(whole.answer == parsed.progress.answer);
+        CHECK(whole.used == parsed.progress.used);
+        CHECK(whole.code == parsed.progress.code);
+        CHECK(again.length == parsed.header.length);
+        CHECK(again.maskingKey == parsed.header.maskingKey);
+    }
+    return parsed;
+}
+
+// A header as RFC 6455 5.2 draws it, masked; `bytes` is the size of the extended length.
+std::string headerOf(unsigned first, std::uint64_t length, int bytes) {
+    const std::uint64_t inSecond = bytes == 2 ? 126 : bytes == 8 ? 127 : length;
+    std::string header{static_cast<char>(first), static_cast<char>(0x80 | inSecond)};
+    for (int i = bytes; i-- > 0;) header += static_cast<char>(length >> 8 * i);
+    return header + fromHex("37fa213d");
+}
+
+}  // namespace
+
+TEST_CASE("the examples of RFC 6455 5.7 that a client sends") {
+    struct Row {
+        std::string label;
+        const char *hex;
+        Opcode opcode;
+        const char *payload;
+    };
+    const Row rows[] = {
+        {"a single-frame masked text message", "8185 37fa213d 7f9f4d5158", Opcode::text, "Hello"},
+        {"a masked Pong", "8a85 37fa213d 7f9f4d5158", Opcode::pong, "Hello"},
+    };
+    for (const Row &row : rows) {
+        INFO(row.label);
+        const std::string bytes = fromHex(row.hex);
+        const Parsed parsed = parseGrowing(bytes);
+        CHECK(parsed.progress.answer == Progress::done);
+        CHECK(parsed.progress.used == 6);
+        CHECK(parsed.header.fin);
+        CHECK(parsed.header.opcode == row.opcode);
+        REQUIRE(parsed.header.length == bytes.size() - 6);
+        const Exact payload(bytes.substr(6));
+        unmask(payload.data(), payload.size(), parsed.header.maskingKey, 0);
+        CHECK(payload.view() == row.payload);
+    }
+}
+
+TEST_CASE("the examples of RFC 6455 5.7 that a server sends: it encodes them, and takes none") {
+    struct Row {
+        std::string label;
+        const char *hex;  // of the header
+        Opcode opcode;
+        std::uint64_t length;
+        bool encoded;  // ours never fragments
+    };
+    const Row rows[] = {
+        {"a single-frame unmasked text message", "8105", Opcode::text, 5, true},
+        {"a fragment of an unmasked text message", "0103", Opcode::text, 3, false},
+        {"the last fragment of it", "8002", Opcode::continuation, 2, true},
+        {"an unmasked Ping", "8905", Opcode::ping, 5, true},
+        {"256 bytes of binary", "827e0100", Opcode::binary, 256, true},
+        {"64 KiB of binary", "827f0000000000010000", Opcode::binary, 65536, true},
+    };
+    for (const Row &row : rows) {
+        INFO(row.label);
+        const std::string header = fromHex(row.hex);
+        std::array<char, kMaxFrameHeader> out{};
+        if (row.encoded) CHECK(encodeFrameHeader(out, row.opcode, row.length) == header);
+        const Parsed parsed = parseGrowing(header + "Hello");
+        CHECK(parsed.progress.answer == Progress::bad);
+        CHECK(parsed.progress.code == 1002);
+        CHECK(parsed.at == 2);
+    }
+}
+
+TEST_CASE("each first byte there is: reserved bits, opcodes, fragmented control frames") {
+    for (unsigned first = 0; first < 256; ++first) {
+        CAPTURE(first);
+        const unsigned opcode = first & 0x0F;
+        const bool known = opcode <= 2 || opcode == 8 || opcode == 9 || opcode == 10;
+        const bool fine = (first & 0x70) == 0 && known && (opcode < 8 || (first & 0x80) != 0);
+        const Parsed parsed = parseGrowing(headerOf(first, 5, 0));
+        CHECK(parsed.progress.answer == (fine ? Progress::done : Progress::bad));
+        CHECK(parsed.progress.code == (fine ? 0 : 1002));
+        CHECK(parsed.at == (fine ? 6 : 1));
+        if (!fine) continue;
+        CHECK(parsed.header.fin == (first >= 0x80));
+        CHECK(static_cast<unsigned>(parsed.header.opcode) == opcode);
+        CHECK(parsed.header.length == 5);
+        CHECK(parsed.header.maskingKey == std::array<unsigned char, 4>{0x37, 0xfa, 0x21, 0x3d});
+    }
+}
+
+TEST_CASE("each second byte there is, of a text and of a control frame") {
+    for (const unsigned first : {0x82u, 0x88u, 0x89u, 0x8Au})
+        for (unsigned second = 0; second < 256; ++second) {
+            CAPTURE(first);
+            CAPTURE(second);
+            const bool fine = second >= 0x80 && (first == 0x82 || second <= 0x80 + 125);
+            const std::string start{static_cast<char>(first), static_cast<char>(second)};
+            FrameHeader header;
+            const Progress progress = parseExact(start, header);
+            CHECK(progress.answer == (fine ? Progress::needMore : Progress::bad));
+            CHECK(progress.code == (fine ? 0 : 1002));
+        }
+}
+
+TEST_CASE("each rule of 5.1, 5.2 and 5.5 that is broken, at the first byte that breaks it") {
+    struct Row {
+        std::string label;
+        const char *hex;
+        std::size_t at;
+        std::string reason;
+    };
+    const Row rows[] = {
+        // clang-format off
+        {"RSV1 alone, as permessage-deflate would set it",
+         "c185 37fa213d", 1, "a reserved bit is set"},
+        {"RSV2 alone", "a185 37fa213d", 1, "a reserved bit is set"},
+        {"RSV3 alone", "9185 37fa213d", 1, "a reserved bit is set"},
+        {"all three", "f185 37fa213d", 1, "a reserved bit is set"},
+        {"a reserved bit of a control frame", "c980 37fa213d", 1, "a reserved bit is set"},
+        {"the first reserved opcode of data", "8385 37fa213d", 1, "the opcode is reserved"},
+        {"the last reserved opcode of data", "8785 37fa213d", 1, "the opcode is reserved"},
+        {"the first reserved opcode of control", "8b80 37fa213d", 1, "the opcode is reserved"},
+        {"the last reserved opcode of control", "8f80 37fa213d", 1, "the opcode is reserved"},
+        {"a fragmented Ping", "0980 37fa213d", 1, "a control frame is fragmented"},
+        {"a fragmented Close", "0880 37fa213d", 1, "a control frame is fragmented"},
+        {"text without mask", "8105 48656c6c6f", 2, "a frame is not masked"},
+        {"an empty frame without mask", "8100", 2, "a frame is not masked"},
+        {"a Close without mask", "8800", 2, "a frame is not masked"},
+        {"a Ping of 126 bytes", "89fe 007e 37fa213d", 2, "a control frame is too long"},
+        {"a Ping with a length of 64 bits",
+         "89ff 0000000000010000 37fa213d", 2, "a control frame is too long"},
+        {"a Pong whose short length is written long",
+         "8afe 0005 37fa213d", 2, "a control frame is too long"},
+        {"0 in 16 bits", "82fe 0000 37fa213d", 4, "the length is not minimal"},
+        {"125 in 16 bits", "82fe 007d 37fa213d", 4, "the length is not minimal"},
+        {"0 in 64 bits: six bytes of zero tell it",
+         "82ff 0000000000000000 37fa213d", 8, "the length is not minimal"},
+        {"125 in 64 bits: six bytes of zero tell it",
+         "82ff 000000000000007d 37fa213d", 8, "the length is not minimal"},
+        {"126 in 64 bits: six bytes of zero tell it",
+         "82ff 000000000000007e 37fa213d", 8, "the length is not minimal"},
+        {"65535 in 64 bits: six bytes of zero tell it",
+         "82ff 000000000000ffff 37fa213d", 8, "the length is not minimal"},
+        {"2^63: the first byte of the length tells it",
+         "82ff 8000000000000000 37fa213d", 3, "the length is not minimal"},
+        {"2^64 - 1: the first byte of the length tells it",
+         "82ff ffffffffffffffff 37fa213d", 3, "the length is not minimal"},
+        // clang-format on
+    };
+    for (const Row &row : rows) {
+        INFO(row.label);
+        const Parsed parsed = parseGrowing(fromHex(row.hex));
+        CHECK(parsed.progress.answer == Progress::bad);
+        CHECK(parsed.progress.code == 1002);
+        CHECK(parsed.at == row.at);
+        CHECK(parsed.progress.reason == row.reason);
+    }
+}
+
+TEST_CASE("lengths at their borders, as clients write them and as we do") {
+    struct Row {
+        std::uint64_t length;
+        int bytes;  // of the extended length
+    };
+    const Row rows[] = {
+        {0, 0},
+        {1, 0},
+        {125, 0},
+        {126, 2},
+        {127, 2},
+        {255, 2},
+        {256, 2},
+        {65535, 2},
+        {65536, 8},
+        {std::uint64_t{1} << 31, 8},
+        {(std::uint64_t{1} << 32) - 1, 8},
+        {std::uint64_t{1} << 32, 8},
+        {0x0102030405060708, 8},
+        {(std::uint64_t{1} << 63) - 1, 8},
+    };
+    for (const Row &row : rows) {
+        CAPTURE(row.length);
+        const std::string header = headerOf(0x02, row.length, row.bytes);
+        const Parsed parsed = parseGrowing(header);
+        CHECK(parsed.progress.answer == Progress::done);
+        CHECK(parsed.at == header.size());
+        CHECK(parsed.progress.used == header.size());
+        CHECK(parsed.header.length == row.length);
+        CHECK_FALSE(parsed.header.fin);
+
+        std::array<char, kMaxFrameHeader> out{};
+        const std::string ours(encodeFrameHeader(out, Opcode::binary, row.length));
+        std::string expected = headerOf(0x82, row.length, row.bytes);
+        expected.resize(expected.size() - 4);                 // no masking key,
+        expected[1] = static_cast<char>(expected[1] & 0x7F);  // and no bit that says so
+        CHECK(toHex(ours) == toHex(expected));
+    }
+}
+
+TEST_CASE("every length of up to 16 bits: what we encode is what we parse") {
+    for (std::uint64_t length = 0; length <= 66000; length += length < 300 ? 1 : 97) {
+        std::array<char, kMaxFrameHeader> out{};
+        std::string bytes(encodeFrameHeader(out, Opcode::text, length));
+        bytes[1] = static_cast<char>(bytes[1] | 0x80);
+        FrameHeader header;
+        const Progress progress = parseExact(bytes + "mask", header);
+        if (progress.used != bytes.size() + 4 || header.length != length) FAIL(length);
+    }
+}
+
+TEST_CASE("a payload is unmasked as 5.3 has it, from any offset and at any address") {
+    Chance chance;
+    const std::array<unsigned char, 4> key{0x37, 0xfa, 0x21, 0x80};
+    const std::uint64_t bases[] = {0, std::uint64_t{1} << 32, (std::uint64_t{1} << 63) - 8};
+    for (const std::uint64_t base : bases)
+        for (std::uint64_t offset = base; offset < base + 8; ++offset)
+            for (std::size_t size = 0; size <= 40; ++size) {
+                const std::size_t shift = chance.below(8);
+                std::string before, after;
+                for (std::size_t i = 0; i < shift + size; ++i) {
+                    before += static_cast<char>(chance.below(256));
+                    const bool masked = i >= shift;
+                    const unsigned k = masked ? key[(offset + i - shift) % 4] : 0;
+                    after += static_cast<char>(before.back() ^ static_cast<char>(k));
+                }
+                const Exact bytes(before);
+                unmask(bytes.data() + shift, size, key, offset);
+                if (bytes.view() != after) FAIL(size << " bytes from " << offset);
+            }
+}
