@@ -93,6 +93,15 @@ std::string_view encodeFrameHeader(std::array<char, kMaxFrameHeader> &out, Opcod
 void unmask(char *payload, std::size_t size, const std::array<unsigned char, 4> &key,
             std::uint64_t offset);
 
+struct ClosePayload {
+    int code = 0;
+    std::string_view reason;
+};
+
+Progress parseClose(std::string_view payload, ClosePayload &close);
+std::string encodeClose(int code, std::string_view reason);
+bool isCloseCode(int code);
+
 // Checks UTF-8 that arrives in pieces. It says no at the first byte after which the
 // text cannot become valid any more.
 class Utf8Check {
@@ -224,6 +233,51 @@ void unmask(char *payload, std::size_t size, const std::array<unsigned char, 4> 
         std::memcpy(payload + i, &eight, sizeof eight);
     }
     for (; i < size; ++i) payload[i] = static_cast<char>(payload[i] ^ keys[i % 8]);
+}
+
+}  // namespace
+
+// ============================================================================
+// Closing
+//
+//     close payload = [ code (16 bits, network byte order) [ reason (UTF-8) ] ]
+//
+// RFC 6455 5.5.1 and 7.4.
+// ============================================================================
+
+namespace {
+
+// The codes that may stand in a Close frame: those that RFC 6455 7.4.1 defines, but not 1004,
+// which is reserved, and the three that "MUST NOT be set" there (1005, 1006, 1015); 1012 to
+// 1014, which were registered with IANA later; and 3000 to 4999, for libraries and
+// applications (7.4.2).
+bool isCloseCode(int code) {
+    return (code >= 1000 && code <= 1003) || (code >= 1007 && code <= 1014) ||
+           (code >= 3000 && code <= 4999);
+}
+
+// Done: the code (1005 if there is none, 7.1.5) and the reason. Bad: a close code.
+Progress parseClose(std::string_view payload, ClosePayload &close) {
+    close = {kNoCode, {}};
+    if (payload.empty()) return doneAfter(0);
+    // "If there is a body, the first two bytes of the body MUST be a 2-byte unsigned integer"
+    if (payload.size() == 1) return bad(kProtocolError, "a close code has one byte");
+    close.code =
+        static_cast<unsigned char>(payload[0]) << 8 | static_cast<unsigned char>(payload[1]);
+    close.reason = payload.substr(2);
+    if (!isCloseCode(close.code)) return bad(kProtocolError, "this close code may not be sent");
+    if (!isUtf8(close.reason)) return bad(kInvalidData, "the close reason is not UTF-8");
+    return doneAfter(payload.size());
+}
+
+// The reason has to be UTF-8; what would make the frame too long is cut off, between two
+// characters.
+std::string encodeClose(int code, std::string_view reason) {
+    std::size_t size = std::min(reason.size(), kMaxControlPayload - 2);
+    while (size < reason.size() && (static_cast<unsigned char>(reason[size]) & 0xC0) == 0x80)
+        --size;
+    std::string payload{static_cast<char>(code >> 8), static_cast<char>(code)};
+    return payload.append(reason.substr(0, size));
 }
 
 }  // namespace
