@@ -121,6 +121,70 @@ std::string base64Encode(std::string_view bytes);
 std::optional<std::string> base64Decode(std::string_view text);
 std::array<unsigned char, 20> sha1(std::string_view message);
 
+// Turns the bytes of one connection into messages and control frames, however they
+// are cut. It holds memory only while something is unfinished.
+class MessageReader {
+  public:
+    struct Limits {
+        std::size_t maxMessageBytes;
+        int maxFragments;
+    };
+
+    // What read() found: a whole message (opcode text or binary) or a control frame. The
+    // payload is unmasked; it lies in the bytes given to read() or in this reader, and is
+    // good until the next call.
+    struct Found {
+        Opcode opcode = Opcode::continuation;
+        std::string_view payload;
+        bool assembled = false;  // the payload lies in this reader, take() it
+    };
+
+    // Reads up to the end of the next message or control frame; what it reads is unmasked
+    // in place. Done: `found` is set, and the bytes behind those used are still to be read.
+    // Need more: all bytes are used. Bad: a close code; do not call it again.
+    Progress read(char *bytes, std::size_t size, const Limits &limits, Found &found);
+
+    // Where the rest of an unfinished message may be received directly, at most `most`
+    // bytes of it; an empty room if none is under way. Give read() what was received.
+    struct Room {
+        char *bytes;
+        std::size_t size;
+    };
+    Room room(std::size_t most);
+
+    // The payload that was found assembled. Once, and before the next call of read().
+    std::string take();
+
+    // Nothing is unfinished: as good as new.
+    bool idle() const { return headerSize_ == 0 && !inPayload_ && !inMessage(); }
+
+  private:
+    Progress readHeader(std::string_view bytes, const Limits &limits);
+    Progress beginFrame(const Limits &limits);
+    Progress readPayload(char *bytes, std::size_t size, Found &found);
+    Progress endFrame(std::string_view payload, bool assembled, Found &found);
+    void store(const char *bytes, std::size_t size);
+    void makeRoom(std::size_t size);
+    std::size_t left() const { return static_cast<std::size_t>(frame_.length - done_); }
+    bool inMessage() const { return opcode_ != Opcode::continuation; }
+    bool isControl() const { return frame_.opcode >= Opcode::close; }
+
+    // The frame: the bytes of an unfinished header, then how much of the payload is here.
+    std::array<char, kMaxFrameHeader> header_{};
+    std::size_t headerSize_ = 0;
+    bool inPayload_ = false;
+    FrameHeader frame_;
+    std::uint64_t done_ = 0;
+    std::array<char, kMaxControlPayload> control_{};
+
+    // The message: its opcode (continuation: there is none), and what has arrived of it.
+    Opcode opcode_ = Opcode::continuation;
+    int fragments_ = 0;
+    Utf8Check utf8_;
+    std::string message_;  // message_[0, filled_) has arrived, the rest is room
+    std::size_t filled_ = 0;
+};
+
 }  // namespace
 
 // ============================================================================
@@ -233,6 +297,145 @@ void unmask(char *payload, std::size_t size, const std::array<unsigned char, 4> 
         std::memcpy(payload + i, &eight, sizeof eight);
     }
     for (; i < size; ++i) payload[i] = static_cast<char>(payload[i] ^ keys[i % 8]);
+}
+
+}  // namespace
+
+// ============================================================================
+// Messages
+//
+//     message  = frame(text | binary, FIN)
+//              | frame(text | binary) *frame(continuation) frame(continuation, FIN)
+//
+// with control frames anywhere between the frames (RFC 6455 5.4). The usual message is one
+// frame that lies whole in the bytes given: it is found there and nothing is stored. Else
+// the payload is collected piece by piece, and text is checked piece by piece.
+// ============================================================================
+
+namespace {
+
+// What is allocated for a message, as a multiple of what has come of it.
+constexpr std::size_t kGrowth = 16;
+
+Progress MessageReader::read(char *bytes, std::size_t size, const Limits &limits, Found &found) {
+    if (filled_ > 0 && !inMessage()) take();  // the last message, which nobody took
+    std::size_t used = 0;
+    for (;;) {
+        if (!inPayload_) {
+            const Progress header = readHeader({bytes + used, size - used}, limits);
+            if (header.answer != Progress::done) return header;
+            used += header.used;
+        }
+        const auto piece =
+            static_cast<std::size_t>(std::min<std::uint64_t>(frame_.length - done_, size - used));
+        const Progress payload = readPayload(bytes + used, piece, found);
+        used += piece;
+        if (payload.answer != Progress::done) return payload;
+        if (found.opcode != Opcode::continuation) return doneAfter(used);
+    }
+}
+
+// Reads a frame's header, also one that comes in pieces: then it is collected.
+Progress MessageReader::readHeader(std::string_view bytes, const Limits &limits) {
+    const std::size_t before = headerSize_;
+    std::string_view all = bytes;
+    if (before > 0) {
+        const std::size_t more = std::min(bytes.size(), header_.size() - before);
+        std::copy_n(bytes.data(), more, header_.data() + before);
+        all = {header_.data(), before + more};
+    }
+    const Progress progress = parseFrameHeader(all, frame_);
+    if (progress.answer == Progress::bad) return progress;
+    if (progress.answer == Progress::needMore) {
+        if (before == 0) std::copy(all.begin(), all.end(), header_.begin());
+        headerSize_ = all.size();
+        return progress;
+    }
+    headerSize_ = 0;
+    const Progress begun = beginFrame(limits);
+    return begun.answer == Progress::bad ? begun : doneAfter(progress.used - before);
+}
+
+// Where this frame stands in its message, and whether it may be that long: that is known
+// before a byte of it is stored.
+Progress MessageReader::beginFrame(const Limits &limits) {
+    inPayload_ = true;
+    done_ = 0;
+    if (isControl()) return doneAfter(0);
+    // A fragmented message is one frame with its opcode, then continuations (RFC 6455 5.4).
+    const bool continues = frame_.opcode == Opcode::continuation;
+    if (continues && !inMessage())
+        return bad(kProtocolError, "a continuation has nothing to continue");
+    if (!continues && inMessage()) return bad(kProtocolError, "a message begins inside another");
+    if (filled_ > limits.maxMessageBytes || frame_.length > limits.maxMessageBytes - filled_)
+        return bad(kTooBig, "the message is too big");  // 1009: 7.4.1; that there is a limit: 10.4
+    if (++fragments_ > limits.maxFragments) return bad(kPolicyViolation, "too many fragments");
+    if (!continues) opcode_ = frame_.opcode;
+    return doneAfter(0);
+}
+
+// Reads a piece of a payload, perhaps the last. What is not a whole message or control
+// frame where it lies is stored.
+Progress MessageReader::readPayload(char *bytes, std::size_t size, Found &found) {
+    unmask(bytes, size, frame_.maskingKey, done_);
+    // Text that is no UTF-8 fails the connection (RFC 6455 8.1), as early as it can be known.
+    if (!isControl() && opcode_ == Opcode::text && !utf8_.feed({bytes, size}))
+        return bad(kInvalidData, "the text is not UTF-8");
+    const bool alone = isControl() || (frame_.fin && fragments_ == 1);
+    const bool stored = !alone || size < frame_.length;
+    if (stored) store(bytes, size);
+    done_ += size;
+    if (done_ < frame_.length) return needMore();
+    inPayload_ = false;
+    if (!stored) return endFrame({bytes, size}, false, found);
+    if (isControl()) return endFrame({control_.data(), frame_.length}, false, found);
+    return endFrame({message_.data(), filled_}, true, found);
+}
+
+// A frame is complete; `payload` is that of the control frame or of the message so far.
+Progress MessageReader::endFrame(std::string_view payload, bool assembled, Found &found) {
+    if (isControl()) {
+        found = {frame_.opcode, payload, false};
+    } else if (frame_.fin) {
+        if (!utf8_.complete()) return bad(kInvalidData, "the text ends inside a character");
+        found = {opcode_, payload, assembled};
+        opcode_ = Opcode::continuation;
+        fragments_ = 0;
+    }
+    return doneAfter(0);
+}
+
+// Keeps a piece of a payload; what was received into room() is in its place already.
+void MessageReader::store(const char *bytes, std::size_t size) {
+    if (isControl()) {
+        std::copy_n(bytes, size, control_.data() + done_);
+        return;
+    }
+    makeRoom(size);
+    if (bytes != message_.data() + filled_) std::copy_n(bytes, size, message_.data() + filled_);
+    filled_ += size;
+}
+
+// Room for `size` more bytes of the message. A declared length allocates nothing: at most
+// kGrowth times what is really here is reserved, and only what is wanted now is touched.
+void MessageReader::makeRoom(std::size_t size) {
+    const std::size_t wanted = filled_ + size;
+    if (message_.capacity() < wanted)
+        message_.reserve(std::min(filled_ + left(), std::max(wanted, kGrowth * filled_)));
+    if (message_.size() < wanted) message_.resize(wanted);
+}
+
+MessageReader::Room MessageReader::room(std::size_t most) {
+    if (!inPayload_ || isControl()) return {nullptr, 0};
+    const std::size_t size = std::min({left(), most, kGrowth * filled_});
+    makeRoom(size);
+    return {message_.data() + filled_, size};
+}
+
+std::string MessageReader::take() {
+    message_.resize(filled_);
+    filled_ = 0;
+    return std::exchange(message_, std::string());
 }
 
 }  // namespace
