@@ -53,6 +53,42 @@ Progress doneAfter(std::size_t used) { return {Progress::done, used, 0, ""}; }
 Progress needMore() { return {Progress::needMore, 0, 0, ""}; }
 Progress bad(int code, const char *reason) { return {Progress::bad, 0, code, reason}; }
 
+// Of ASCII only, whatever the program's locale is.
+bool isDigit(char c) { return c >= '0' && c <= '9'; }
+char toLower(char c) { return c >= 'A' && c <= 'Z' ? static_cast<char>(c - 'A' + 'a') : c; }
+bool isAlphanumeric(char c) { return isDigit(c) || (toLower(c) >= 'a' && toLower(c) <= 'z'); }
+bool isHexDigit(char c) { return isDigit(c) || (toLower(c) >= 'a' && toLower(c) <= 'f'); }
+
+// --- HTTP ---
+
+struct Field {
+    std::string_view name, value;
+};
+
+// The head of a request; its views point into the text that was parsed.
+struct RequestHead {
+    std::string_view method, path, query;
+    std::vector<Field> fields;
+};
+
+Progress parseHead(std::string_view bytes, std::size_t seen, RequestHead &head);
+WSResponse checkRequest(const RequestHead &head);
+bool asksForWebSocket(const RequestHead &head);
+WSResponse checkUpgrade(const RequestHead &head);
+std::string acceptKey(std::string_view key);
+std::string chooseProtocol(const std::vector<std::string> &ours, const RequestHead &head);
+std::optional<std::string> normalOrigin(std::string_view origin);
+WSResponse plainResponse(int status, std::string_view text);
+WSResponse upgradeRequired();
+bool isSendable(const WSResponse &response);
+std::string encodeResponse(const WSResponse &response, std::time_t now, bool withBody);
+bool isToken(std::string_view text);
+bool sameIgnoringCase(std::string_view a, std::string_view b);
+std::size_t countFields(const RequestHead &head, std::string_view name);
+std::string fieldValue(const RequestHead &head, std::string_view name);
+std::vector<std::string_view> splitList(std::string_view list, char separator);
+std::string decodePercent(std::string_view text);
+
 // --- frames and messages ---
 
 // Close codes of our own (RFC 6455 7.4.1).
@@ -184,6 +220,381 @@ class MessageReader {
     std::string message_;  // message_[0, filled_) has arrived, the rest is room
     std::size_t filled_ = 0;
 };
+
+}  // namespace
+
+// ============================================================================
+// HTTP heads
+//
+// The request's head as RFC 9112 wants it and no laxer: where two programs read the same
+// bytes differently (a bare LF, a folded line, a space before the colon, two Hosts), one
+// can be tricked through the other. What RFC 6455 4.2.1 asks of a handshake follows.
+// ============================================================================
+
+namespace {
+
+// RFC 9110 5.6.2, what names and subprotocols are made of:
+//   token = 1*tchar
+//   tchar = "!" / "#" / "$" / "%" / "&" / "'" / "*" / "+" / "-" / "." / "^" / "_" / "`" /
+//           "|" / "~" / DIGIT / ALPHA
+bool isToken(std::string_view text) {
+    constexpr std::string_view kMarks = "!#$%&'*+-.^_`|~";
+    const auto isTchar = [&](char c) { return isAlphanumeric(c) || kMarks.find(c) != kMarks.npos; };
+    return !text.empty() && std::all_of(text.begin(), text.end(), isTchar);
+}
+
+bool sameIgnoringCase(std::string_view a, std::string_view b) {
+    const auto same = [](char x, char y) { return toLower(x) == toLower(y); };
+    return std::equal(a.begin(), a.end(), b.begin(), b.end(), same);
+}
+
+// Without the spaces and tabs around it (OWS, RFC 9110 5.6.3).
+std::string_view trim(std::string_view text) {
+    constexpr std::string_view kSpace = " \t";
+    const std::size_t begin = std::min(text.find_first_not_of(kSpace), text.size());
+    return text.substr(begin, text.find_last_not_of(kSpace) + 1 - begin);
+}
+
+// The elements of a list, trimmed, without the empty ones (RFC 9110 5.6.1.2).
+std::vector<std::string_view> splitList(std::string_view list, char separator) {
+    std::vector<std::string_view> elements;
+    while (!list.empty()) {
+        const std::size_t end = std::min(list.find(separator), list.size());
+        const std::string_view element = trim(list.substr(0, end));
+        if (!element.empty()) elements.push_back(element);
+        list.remove_prefix(std::min(end + 1, list.size()));
+    }
+    return elements;
+}
+
+std::size_t countFields(const RequestHead &head, std::string_view name) {
+    const auto named = [&](const Field &field) { return sameIgnoringCase(field.name, name); };
+    return static_cast<std::size_t>(std::count_if(head.fields.begin(), head.fields.end(), named));
+}
+
+// All values of that name, joined as RFC 9110 5.3 allows.
+std::string fieldValue(const RequestHead &head, std::string_view name) {
+    std::string value;
+    bool first = true;
+    for (const Field &field : head.fields) {
+        if (!sameIgnoringCase(field.name, name)) continue;
+        if (!first) value += ", ";
+        value += field.value;
+        first = false;
+    }
+    return value;
+}
+
+bool listHas(const RequestHead &head, std::string_view name, std::string_view wanted) {
+    const std::string list = fieldValue(head, name);
+    const std::vector<std::string_view> elements = splitList(list, ',');
+    const auto same = [&](std::string_view element) { return sameIgnoringCase(element, wanted); };
+    return std::any_of(elements.begin(), elements.end(), same);
+}
+
+// Finds the empty line that ends the head, in bytes of which `seen` were looked at before.
+// Complains at the first byte that no head can have: control characters, and line breaks
+// that are not CR LF (RFC 9112 2.2; 9110 5.5).
+Progress findHeadEnd(std::string_view bytes, std::size_t seen) {
+    for (std::size_t i = seen; i < bytes.size(); ++i) {
+        const auto byte = static_cast<unsigned char>(bytes[i]);
+        const bool afterCr = i > 0 && bytes[i - 1] == '\r';
+        if (afterCr != (byte == '\n')) return bad(400, "A line does not end with CR LF.");
+        if (byte == '\n' && i >= 3 && bytes.substr(i - 3, 3) == "\r\n\r") return doneAfter(i + 1);
+        const bool control = byte < 0x20 || byte == 0x7F;
+        if (control && byte != '\r' && byte != '\n' && byte != '\t')
+            return bad(400, "There is a control character in the request's head.");
+    }
+    return needMore();
+}
+
+// HTTP-version = "HTTP/" DIGIT "." DIGIT; 1.1, or a later 1.x, which is read as 1.1
+// (RFC 9110 2.5).
+bool isVersion(std::string_view version) {
+    return version.size() == 8 && version.substr(0, 7) == "HTTP/1." && version[7] >= '1' &&
+           version[7] <= '9';
+}
+
+bool isIpv6(std::string_view text) {
+    in6_addr address{};
+    return ::inet_pton(AF_INET6, std::string(text).c_str(), &address) == 1;
+}
+
+// Host = uri-host [ ":" port ] (RFC 9110 7.2), split; false if it is none. No user-info, no
+// path; an IPv6 address stands in brackets. The port may be empty: "example.com:".
+bool splitHost(std::string_view text, std::string_view &host, std::string_view &port) {
+    constexpr std::string_view kMarks = "-._~!$&'()*+;=%";
+    const auto inName = [&](char c) { return isAlphanumeric(c) || kMarks.find(c) != kMarks.npos; };
+    const bool bracket = !text.empty() && text[0] == '[';
+    const std::size_t end = bracket ? text.find(']') + 1 : std::min(text.find(':'), text.size());
+    if (end == 0) return false;
+    host = text.substr(0, end);
+    port = text.substr(end);
+    if (bracket ? !isIpv6(host.substr(1, end - 2)) : !std::all_of(host.begin(), host.end(), inName))
+        return false;
+    if (!port.empty() && port[0] != ':') return false;
+    port.remove_prefix(port.empty() ? 0 : 1);
+    if (port.size() > 5 || !std::all_of(port.begin(), port.end(), isDigit)) return false;
+    return port.empty() || std::stoi(std::string(port)) <= 65535;
+}
+
+// request-target = origin-form / absolute-form / authority-form / asterisk-form (RFC 9112
+// 3.2). The first two have a path, and RFC 6455 4.2.1 wants both understood; the others are
+// for other methods than GET. What follows '#' is never sent (RFC 6455 3). Some marks that
+// RFC 3986 does not allow are let pass, because browsers send them.
+bool parseTarget(std::string_view target, RequestHead &head) {
+    const auto fine = [](char c) { return c > 0x20 && c < 0x7F && c != '#'; };
+    if (target.empty() || !std::all_of(target.begin(), target.end(), fine)) return false;
+    for (const std::string_view scheme : {"http://", "https://"}) {
+        if (!sameIgnoringCase(target.substr(0, scheme.size()), scheme)) continue;
+        const std::size_t end = std::min(target.find_first_of("/?", scheme.size()), target.size());
+        std::string_view host, port;
+        if (!splitHost(target.substr(scheme.size(), end - scheme.size()), host, port)) return false;
+        target.remove_prefix(end);
+        head.path = "/";  // if it has none (RFC 9112 3.2.1)
+    }
+    const std::size_t mark = std::min(target.find('?'), target.size());
+    if (mark > 0 && target[0] == '/') head.path = target.substr(0, mark);
+    head.query = target.substr(std::min(mark + 1, target.size()));
+    return true;
+}
+
+// request-line = method SP request-target SP HTTP-version (RFC 9112 3). We do not skip an
+// empty line before it (2.2 says one SHOULD), because those come behind the body of a POST,
+// and here nothing comes before the first request.
+bool parseRequestLine(std::string_view line, RequestHead &head) {
+    const std::size_t first = std::min(line.find(' '), line.size());
+    const std::size_t last = std::min(line.rfind(' '), line.size());
+    if (first >= last) return false;
+    head.method = line.substr(0, first);
+    return isToken(head.method) && isVersion(line.substr(last + 1)) &&
+           parseTarget(line.substr(first + 1, last - first - 1), head);
+}
+
+// field-line = field-name ":" OWS field-value OWS (RFC 9112 5). A name that is no token is
+// refused, so are a space before the colon (5.1) and a folded line, which begins with one (5.2).
+bool parseFieldLine(std::string_view line, RequestHead &head) {
+    const std::size_t colon = line.find(':');
+    if (colon == line.npos || !isToken(line.substr(0, colon))) return false;
+    head.fields.push_back({line.substr(0, colon), trim(line.substr(colon + 1))});
+    return true;
+}
+
+// Parses a request's head. Done: `head` has views into `bytes`. Bad: an HTTP status. `seen`
+// bytes were given before, and were not enough.
+Progress parseHead(std::string_view bytes, std::size_t seen, RequestHead &head) {
+    const Progress end = findHeadEnd(bytes, seen);
+    if (end.answer != Progress::done) return end;
+    std::string_view lines = bytes.substr(0, end.used - 2);
+    const auto nextLine = [&] {
+        const std::string_view line = lines.substr(0, lines.find("\r\n"));
+        lines.remove_prefix(line.size() + 2);
+        return line;
+    };
+    if (!parseRequestLine(nextLine(), head)) return bad(400, "The request line is malformed.");
+    while (!lines.empty())
+        if (!parseFieldLine(nextLine(), head)) return bad(400, "A header line is malformed.");
+    return end;
+}
+
+// The rules that every request has to keep. Status 0: it does.
+WSResponse checkRequest(const RequestHead &head) {
+    if (head.method != "GET") {
+        WSResponse refusal = plainResponse(405, "Only GET is understood here.");
+        refusal.headers.emplace_back("Allow", "GET");
+        return refusal;
+    }
+    if (head.path.empty()) return plainResponse(400, "The request target is not a path.");
+    std::string_view host, port;
+    const std::string value = fieldValue(head, "Host");
+    if (countFields(head, "Host") != 1 || !splitHost(value, host, port))
+        return plainResponse(400, "There must be one Host header, and it must be valid.");
+    const auto hasBody = [](const Field &field) {
+        return sameIgnoringCase(field.name, "Transfer-Encoding") ||
+               (sameIgnoringCase(field.name, "Content-Length") && field.value != "0");
+    };
+    if (std::any_of(head.fields.begin(), head.fields.end(), hasBody))
+        return plainResponse(400, "A request with a body is not understood here.");
+    return {};
+}
+
+// Who says one half of it meant it, and is told what is wrong.
+bool asksForWebSocket(const RequestHead &head) {
+    return listHas(head, "Upgrade", "websocket") || countFields(head, "Sec-WebSocket-Key") > 0;
+}
+
+// What RFC 6455 4.2.1 requires of the client's opening handshake; the answer to other versions
+// is that of 4.4. Status 0: all is there.
+WSResponse checkUpgrade(const RequestHead &head) {
+    if (!listHas(head, "Upgrade", "websocket") || !listHas(head, "Connection", "Upgrade"))
+        return upgradeRequired();
+    if (countFields(head, "Sec-WebSocket-Version") > 1)
+        return plainResponse(400, "There is more than one Sec-WebSocket-Version.");
+    if (fieldValue(head, "Sec-WebSocket-Version") != "13") {
+        WSResponse refusal =
+            plainResponse(426, "Only version 13 of the WebSocket protocol is spoken.");
+        refusal.headers.emplace_back("Sec-WebSocket-Version", "13");
+        refusal.headers.emplace_back("Upgrade", "websocket");
+        return refusal;
+    }
+    const std::optional<std::string> key = base64Decode(fieldValue(head, "Sec-WebSocket-Key"));
+    if (countFields(head, "Sec-WebSocket-Key") != 1 || !key || key->size() != 16)
+        return plainResponse(400, "There must be one Sec-WebSocket-Key, the base64 of 16 bytes.");
+    return {};
+}
+
+// Sec-WebSocket-Accept (RFC 6455 4.2.2, step 5.4).
+std::string acceptKey(std::string_view key) {
+    constexpr std::string_view kGuid = "258EAFA5-E914-47DA-95CA-C5AB0DC85B11";  // RFC 6455 1.3
+    const auto digest = sha1(std::string(key).append(kGuid));
+    return base64Encode({reinterpret_cast<const char *>(digest.data()), digest.size()});
+}
+
+// The first of ours that the client offers, or none: never the client's bytes (RFC 6455 4.2.2).
+std::string chooseProtocol(const std::vector<std::string> &ours, const RequestHead &head) {
+    const std::string offered = fieldValue(head, "Sec-WebSocket-Protocol");
+    const std::vector<std::string_view> theirs = splitList(offered, ',');
+    const auto isOffered = [&](const std::string &protocol) {
+        return std::find(theirs.begin(), theirs.end(), protocol) != theirs.end();
+    };
+    const auto chosen = std::find_if(ours.begin(), ours.end(), isOffered);
+    return chosen == ours.end() ? std::string() : *chosen;
+}
+
+// scheme = ALPHA *( ALPHA / DIGIT / "+" / "-" / "." ) (RFC 3986 3.1)
+bool isScheme(std::string_view text) {
+    const auto fine = [](char c) { return isAlphanumeric(c) || c == '+' || c == '-' || c == '.'; };
+    return !text.empty() && isAlphanumeric(text[0]) && !isDigit(text[0]) &&
+           std::all_of(text.begin(), text.end(), fine);
+}
+
+std::string lowered(std::string_view text) {
+    std::string lower(text);
+    std::transform(lower.begin(), lower.end(), lower.begin(), toLower);
+    return lower;
+}
+
+// An origin (RFC 6454 6.2) in one spelling: lower case, with the port that its scheme
+// stands for. Nothing if it is none: "null", "", a path, user-info, two of them.
+std::optional<std::string> normalOrigin(std::string_view origin) {
+    const std::size_t colon = std::min(origin.find("://"), origin.size());
+    const std::string scheme = lowered(origin.substr(0, colon));
+    std::string_view host, port;
+    if (!isScheme(scheme) || colon == origin.size() ||
+        !splitHost(origin.substr(colon + 3), host, port))
+        return std::nullopt;
+    const bool hasPort = origin.back() == ':' || !port.empty();
+    if (hasPort && (port.empty() || port[0] == '0')) return std::nullopt;
+    if (port.empty() && (scheme == "http" || scheme == "ws")) port = "80";
+    if (port.empty() && (scheme == "https" || scheme == "wss")) port = "443";
+    return scheme + "://" + lowered(host) + ':' + std::string(port);
+}
+
+// '+' is a space and %41 an A, as forms encode them. A '%' without two digits stays one.
+std::string decodePercent(std::string_view text) {
+    std::string decoded;
+    for (std::size_t i = 0; i < text.size(); ++i) {
+        const bool escape = text[i] == '%' && i + 2 < text.size() && isHexDigit(text[i + 1]) &&
+                            isHexDigit(text[i + 2]);
+        if (escape) {
+            decoded +=
+                static_cast<char>(std::stoi(std::string(text.substr(i + 1, 2)), nullptr, 16));
+            i += 2;
+        } else {
+            decoded += text[i] == '+' ? ' ' : text[i];
+        }
+    }
+    return decoded;
+}
+
+// --- responses ---
+
+const char *reasonPhrase(int status) {
+    switch (status) {
+    case 200: return "OK";
+    case 204: return "No Content";
+    case 301: return "Moved Permanently";
+    case 302: return "Found";
+    case 303: return "See Other";
+    case 304: return "Not Modified";
+    case 307: return "Temporary Redirect";
+    case 308: return "Permanent Redirect";
+    case 400: return "Bad Request";
+    case 401: return "Unauthorized";
+    case 403: return "Forbidden";
+    case 404: return "Not Found";
+    case 405: return "Method Not Allowed";
+    case 408: return "Request Timeout";
+    case 426: return "Upgrade Required";
+    case 429: return "Too Many Requests";
+    case 431: return "Request Header Fields Too Large";
+    case 500: return "Internal Server Error";
+    case 503: return "Service Unavailable";
+    default: return "";  // RFC 9112 4: it may be empty
+    }
+}
+
+WSResponse plainResponse(int status, std::string_view text) {
+    WSResponse response;
+    response.status = status;
+    response.headers.emplace_back("Content-Type", "text/plain; charset=utf-8");
+    response.body = text;
+    if (!text.empty()) response.body += '\n';
+    return response;
+}
+
+WSResponse upgradeRequired() {
+    WSResponse response =
+        plainResponse(426, "This is a WebSocket server: connect with ws:// or wss://.");
+    response.headers.emplace_back("Upgrade", "websocket");
+    return response;
+}
+
+// What may go on the wire. A line break in a value would begin a header of its own. What
+// the server writes itself is not the hook's to write.
+bool isSendable(const WSResponse &response) {
+    if (response.status < 200 || response.status > 599) return false;
+    for (const auto &[name, value] : response.headers) {
+        const auto control = [](char c) { return (c >= 0 && c < 0x20 && c != '\t') || c == 0x7F; };
+        if (!isToken(name) || std::any_of(value.begin(), value.end(), control)) return false;
+        for (const char *ours : {"Content-Length", "Transfer-Encoding", "Connection", "Date"})
+            if (sameIgnoringCase(name, ours)) return false;
+    }
+    return true;
+}
+
+// IMF-fixdate (RFC 9110 5.6.7), whatever language the program speaks.
+std::string httpDate(std::time_t now) {
+    constexpr std::array<const char *, 7> kDays{"Sun", "Mon", "Tue", "Wed", "Thu", "Fri", "Sat"};
+    constexpr std::array<const char *, 12> kMonths{"Jan", "Feb", "Mar", "Apr", "May", "Jun",
+                                                   "Jul", "Aug", "Sep", "Oct", "Nov", "Dec"};
+    std::tm time{};
+    ::gmtime_r(&now, &time);
+    std::array<char, 64> text{};
+    std::snprintf(text.data(), text.size(), "%s, %02d %s %d %02d:%02d:%02d GMT",
+                  kDays[static_cast<std::size_t>(time.tm_wday)], time.tm_mday,
+                  kMonths[static_cast<std::size_t>(time.tm_mon)], time.tm_year + 1900, time.tm_hour,
+                  time.tm_min, time.tm_sec);
+    return text.data();
+}
+
+// A whole response. Each is the last on its connection (RFC 9112 9.6); who sends an
+// Upgrade header names it in Connection, too (RFC 9110 7.8). 204 and 304 have no body.
+std::string encodeResponse(const WSResponse &response, std::time_t now, bool withBody) {
+    std::string text = "HTTP/1.1 " + std::to_string(response.status) + ' ' +
+                       reasonPhrase(response.status) + "\r\n";
+    bool upgrade = false;
+    for (const auto &[name, value] : response.headers) {
+        text += name + ": " + value + "\r\n";
+        upgrade = upgrade || sameIgnoringCase(name, "Upgrade");
+    }
+    const bool bodiless = response.status == 204 || response.status == 304;
+    if (!bodiless) text += "Content-Length: " + std::to_string(response.body.size()) + "\r\n";
+    text += "Date: " + httpDate(now) + "\r\n";
+    text += upgrade ? "Connection: close, Upgrade\r\n\r\n" : "Connection: close\r\n\r\n";
+    if (withBody && !bodiless) text += response.body;
+    return text;
+}
 
 }  // namespace
 
