@@ -221,6 +221,102 @@ class MessageReader {
     std::size_t filled_ = 0;
 };
 
+// --- the queue of unsent bytes ---
+
+constexpr std::size_t kMaxPieces = 64;  // for one system call; Linux, BSD and macOS take 1024
+
+class Outbox {
+  public:
+    void append(std::string_view bytes);                      // copies them
+    void append(std::shared_ptr<const std::string> payload);  // shares it
+    std::size_t size() const { return size_; }
+
+    // Points `pieces` at the first of the unsent bytes; gives how many it set.
+    std::size_t gather(std::array<iovec, kMaxPieces> &pieces) const;
+    void sent(std::size_t size);  // forgets the first `size` bytes
+    void clear();
+
+    // A pong that waits until all else is sent. Only the last is kept (RFC 6455 5.5.3).
+    std::optional<std::string> pong;
+
+  private:
+    struct Segment {
+        std::string copied;
+        std::shared_ptr<const std::string> shared;  // or this, if it is set
+        std::string_view bytes() const { return shared ? *shared : copied; }
+    };
+    std::vector<Segment> segments_;
+    std::size_t first_ = 0;   // segments before it are sent
+    std::size_t offset_ = 0;  // and so much of this one
+    std::size_t size_ = 0;    // bytes unsent
+};
+
+}  // namespace
+
+// ============================================================================
+// The queue of unsent bytes
+//
+// A row of segments: each is either bytes that were copied, or a payload that others
+// share. Small frames that follow each other are joined in one segment, so that the usual
+// queue is one piece for one send(). Segments that are sent are freed on the way; when all
+// are, the first keeps a little memory, for the queue is used again.
+// ============================================================================
+
+namespace {
+
+// Copied bytes are joined up to this size, then a new segment begins: what is sent can
+// only be freed segment by segment.
+constexpr std::size_t kSegmentBytes = 16 * 1024;
+constexpr std::size_t kKeptBytes = 4 * 1024;  // more is not kept for the next use
+
+void Outbox::append(std::string_view bytes) {
+    const bool joins = !segments_.empty() && !segments_.back().shared &&
+                       segments_.back().copied.size() + bytes.size() <= kSegmentBytes;
+    if (!joins) segments_.emplace_back();
+    segments_.back().copied.append(bytes);
+    size_ += bytes.size();
+}
+
+void Outbox::append(std::shared_ptr<const std::string> payload) {
+    segments_.emplace_back();
+    size_ += payload->size();
+    segments_.back().shared = std::move(payload);
+}
+
+std::size_t Outbox::gather(std::array<iovec, kMaxPieces> &pieces) const {
+    std::size_t count = 0;
+    std::size_t offset = offset_;
+    for (std::size_t i = first_; i < segments_.size() && count < kMaxPieces; ++i) {
+        const std::string_view rest = segments_[i].bytes().substr(offset);
+        offset = 0;
+        if (!rest.empty()) pieces[count++] = {const_cast<char *>(rest.data()), rest.size()};
+    }
+    return count;
+}
+
+void Outbox::sent(std::size_t size) {
+    size_ -= size;
+    if (size_ == 0) return clear();
+    while (size >= segments_[first_].bytes().size() - offset_) {
+        size -= segments_[first_].bytes().size() - offset_;
+        offset_ = 0;
+        segments_[first_++] = Segment();
+    }
+    offset_ += size;
+    if (first_ > segments_.size() / 2) {
+        segments_.erase(segments_.begin(), segments_.begin() + static_cast<std::ptrdiff_t>(first_));
+        first_ = 0;
+    }
+}
+
+void Outbox::clear() {
+    segments_.resize(1);
+    segments_[0].copied.clear();
+    if (segments_[0].copied.capacity() > kKeptBytes) segments_[0].copied.shrink_to_fit();
+    segments_[0].shared.reset();
+    first_ = offset_ = size_ = 0;
+}
+
 }  // namespace
 
 // ============================================================================

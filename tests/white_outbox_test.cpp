@@ -1,0 +1,207 @@
+// SPDX-License-Identifier: MIT
+// Extendible WebSocket Server
+
+// The queue of unsent bytes (section 9) against a string that does the same.
+
+#include "white.h"
+
+#include "../server.cpp"
+
+namespace {
+
+using Pieces = std::array<iovec, kMaxPieces>;
+using Shared = std::shared_ptr<const std::string>;
+
+Shared shared(std::string bytes) { return std::make_shared<const std::string>(std::move(bytes)); }
+
+std::size_t pieceCount(const Outbox &outbox) {
+    Pieces pieces{};
+    return outbox.gather(pieces);
+}
+
+// What one system call would send.
+std::string gathered(const Outbox &outbox) {
+    Pieces pieces{};
+    const std::size_t count = outbox.gather(pieces);
+    std::string bytes;
+    for (std::size_t i = 0; i < count; ++i) {
+        CHECK(pieces[i].iov_len > 0);
+        bytes.append(static_cast<const char *>(pieces[i].iov_base), pieces[i].iov_len);
+    }
+    return bytes;
+}
+
+}  // namespace
+
+TEST_CASE("an empty queue") {
+    Outbox outbox;
+    CHECK(outbox.size() == 0);
+    CHECK(pieceCount(outbox) == 0);
+    outbox.clear();
+    CHECK(outbox.size() == 0);
+    outbox.append(std::string_view());
+    outbox.append(shared(""));
+    CHECK(outbox.size() == 0);
+    CHECK(pieceCount(outbox) == 0);
+    CHECK_FALSE(outbox.pong.has_value());
+}
+
+TEST_CASE("what is appended comes out in order, cut at every place") {
+    const std::string all = "onetwothreefour";
+    for (std::size_t cut = 0; cut <= all.size(); ++cut) {
+        CAPTURE(cut);
+        Outbox outbox;
+        outbox.append("one");
+        outbox.append(shared("two"));
+        outbox.append("");
+        outbox.append(shared(""));
+        outbox.append("thr");
+        outbox.append("ee");
+        outbox.append(shared("four"));
+        CHECK(outbox.size() == all.size());
+        CHECK(gathered(outbox) == all);
+        outbox.sent(cut);
+        CHECK(outbox.size() == all.size() - cut);
+        CHECK(gathered(outbox) == all.substr(cut));
+        outbox.append("more");
+        CHECK(gathered(outbox) == all.substr(cut) + "more");
+        outbox.sent(outbox.size());
+        CHECK(outbox.size() == 0);
+        CHECK(pieceCount(outbox) == 0);
+        outbox.append("again");
+        CHECK(gathered(outbox) == "again");
+    }
+}
+
+TEST_CASE("how bytes are joined to pieces") {
+    struct Row {
+        std::string label;
+        std::vector<std::pair<std::size_t, bool>> appended;  // how many bytes, and if shared
+        std::size_t pieces;
+    };
+    const Row rows[] = {
+        {"small ones are joined", {{10, false}, {10, false}, {10, false}}, 1},
+        {"up to 16 KiB", {{16 * 1024 - 1, false}, {1, false}}, 1},
+        {"beyond that, a new piece begins", {{16 * 1024, false}, {1, false}}, 2},
+        {"a large one is one piece", {{100000, false}}, 1},
+        {"nothing is joined to a large one", {{100000, false}, {1, false}}, 2},
+        {"nothing is joined to a shared one", {{10, true}, {10, false}}, 2},
+        {"each shared one is a piece", {{10, true}, {10, true}}, 2},
+        {"joined, shared, joined",
+         {{10, false}, {10, false}, {10, true}, {10, false}, {9, false}},
+         3},
+    };
+    for (const Row &row : rows) {
+        INFO(row.label);
+        Outbox outbox;
+        for (const auto &[size, isShared] : row.appended) {
+            const std::string bytes(size, 'x');
+            if (isShared) outbox.append(shared(bytes));
+            else outbox.append(Exact(bytes).view());
+        }
+        CHECK(pieceCount(outbox) == row.pieces);
+    }
+}
+
+TEST_CASE("no more pieces than one system call takes; the others follow") {
+    Outbox outbox;
+    std::string all;
+    for (std::size_t i = 0; i < 2 * kMaxPieces + 8; ++i) {
+        const std::string bytes = std::to_string(i) + ' ';
+        outbox.append(shared(bytes));
+        all += bytes;
+    }
+    std::string sent;
+    std::vector<std::size_t> calls;
+    while (outbox.size() > 0) {
+        calls.push_back(pieceCount(outbox));
+        const std::string now = gathered(outbox);
+        sent += now;
+        outbox.sent(now.size());
+    }
+    CHECK(kMaxPieces >= 16);  // POSIX: _XOPEN_IOV_MAX
+    CHECK(calls == std::vector<std::size_t>{kMaxPieces, kMaxPieces, 8});
+    CHECK(sent == all);
+}
+
+TEST_CASE("a payload is shared, not copied, and let go as soon as it is sent") {
+    const Shared first = shared("first"), second = shared("second");
+    Outbox outbox;
+    outbox.append(first);
+    outbox.append(second);
+    outbox.append("third");
+    Pieces pieces{};
+    REQUIRE(outbox.gather(pieces) == 3);
+    CHECK(pieces[0].iov_base == first->data());
+    CHECK(pieces[1].iov_base == second->data());
+    outbox.sent(4);
+    CHECK(first.use_count() == 2);
+    outbox.sent(1);
+    CHECK(first.use_count() == 1);
+    CHECK(second.use_count() == 2);
+    outbox.sent(7);
+    CHECK(second.use_count() == 1);
+    CHECK(gathered(outbox) == "hird");
+
+    outbox.append(second);
+    outbox.clear();
+    CHECK(second.use_count() == 1);
+    CHECK(outbox.size() == 0);
+    CHECK(gathered(outbox).empty());
+}
+
+TEST_CASE("the last payload is let go, too, when all is sent") {
+    const Shared payload = shared("payload");
+    Outbox outbox;
+    outbox.append(payload);
+    outbox.sent(7);
+    CHECK(payload.use_count() == 1);
+}
+
+TEST_CASE("the pong waits beside the queue") {
+    Outbox outbox;
+    outbox.append("one");
+    outbox.pong = "first";
+    outbox.pong = "second";
+    CHECK(outbox.size() == 3);
+    CHECK(gathered(outbox) == "one");
+    outbox.sent(3);
+    CHECK(outbox.pong == "second");
+}
+
+TEST_CASE("a queue that is never empty does not grow") {
+    Outbox outbox;
+    const std::string bytes(20000, 'x');
+    outbox.append(Exact(bytes).view());
+    Heap::reset();
+    for (int i = 0; i < 2000; ++i) {
+        outbox.append(Exact(bytes).view());
+        outbox.sent(bytes.size());
+    }
+    const long most = Heap::most();
+    CHECK(outbox.size() == bytes.size());
+    CHECK(most < 200000);
+}
+
+TEST_CASE("random use, against a string") {
+    Chance chance;
+    Outbox outbox;
+    std::string model;
+    char next = 'a';
+    for (int round = 0; round < 4000; ++round) {
+        std::string bytes(chance.below(chance.below(8) == 0 ? 20000 : 60), next);
+        next = next == 'z' ? 'a' : static_cast<char>(next + 1);
+        model += bytes;
+        if (chance.below(3) == 0) outbox.append(shared(bytes));
+        else outbox.append(Exact(bytes).view());
+
+        const std::string now = gathered(outbox);
+        const bool all = pieceCount(outbox) < kMaxPieces;
+        CHECK(outbox.size() == model.size());
+        CHECK((all ? now == model : model.compare(0, now.size(), now) == 0));
+        if (chance.below(3) > 0) continue;
+        const std::size_t size = chance.below(4) == 0 ? now.size() : chance.below(now.size() + 1);
+        outbox.sent(size);
+        model.erase(0, size);
+    }
+}
