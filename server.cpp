@@ -40,6 +40,8 @@
 
 namespace {
 
+using Milliseconds = std::int64_t;  // of the monotonic clock
+
 // The answer of every parser: done (and how many bytes it used), need more, or bad
 // (a close code or an HTTP status, and the reason).
 struct Progress {
@@ -252,6 +254,235 @@ class Outbox {
 };
 
 }  // namespace
+
+// What a message holds; shared by its copies and by the queues it waits in.
+struct WSMessage::Body {
+    bool binary = false;
+    std::string payload;
+    int maxJsonDepth = WSBaseConfig().maxJsonDepth;
+    bool parsed = false;  // json is known: null if it is none
+    std::unique_ptr<Json::Value> json;
+};
+
+// ============================================================================
+// What hooks hold
+//
+// Messages, requests and users, as server.h and user.h promise them.
+// ============================================================================
+
+namespace {
+
+// Compact, and UTF-8 as it is: without that setting each umlaut would take six bytes.
+std::string writeJson(const Json::Value &json) {
+    Json::StreamWriterBuilder builder;
+    builder["indentation"] = "";
+    builder["emitUTF8"] = true;
+    return Json::writeString(builder, json);
+}
+
+// number = [ "-" ] int [ frac ] [ exp ] (RFC 8259 6)
+bool isJsonNumber(std::string_view text) {
+    std::size_t i = 0;
+    const auto at = [&](char c) { return i < text.size() && toLower(text[i]) == c; };
+    const auto digits = [&] {
+        const std::size_t begin = i;
+        while (i < text.size() && isDigit(text[i])) ++i;
+        return i > begin;
+    };
+    if (at('-')) ++i;
+    if (at('0')) ++i;
+    else if (!digits()) return false;
+    if (at('.') && (++i, !digits())) return false;
+    if (at('e')) {
+        ++i;
+        if (at('+') || at('-')) ++i;
+        if (!digits()) return false;
+    }
+    return i == text.size();
+}
+
+// Whether this is "\uD800" to "\uDFFF" with a third digit between `from` and `to`.
+bool isSurrogate(std::string_view escape, char from, char to) {
+    return escape.size() == 6 && escape[1] == 'u' && toLower(escape[2]) == 'd' &&
+           toLower(escape[3]) >= from && toLower(escape[3]) <= to;
+}
+
+// How long an escape in a string is; 0 for half of a surrogate pair, which is no character.
+std::size_t escapeSize(std::string_view text) {
+    if (isSurrogate(text.substr(0, 6), 'c', 'f')) return 0;
+    if (!isSurrogate(text.substr(0, 6), '8', 'b')) return 2;
+    const std::string_view second = text.substr(std::min<std::size_t>(text.size(), 6), 6);
+    return second.substr(0, 1) == "\\" && isSurrogate(second, 'c', 'f') ? 12 : 0;
+}
+
+// A string's size, with its quotation marks; 0 if there is something in it that may not be.
+std::size_t stringSize(std::string_view text) {
+    std::size_t i = 1;
+    while (i < text.size() && text[i] != '"') {
+        const bool control = text[i] >= 0 && text[i] < ' ';
+        const std::size_t step = text[i] == '\\' ? escapeSize(text.substr(i)) : 1;
+        if (control || step == 0) return 0;
+        i += step;
+    }
+    return i + 1;
+}
+
+// The size of what stands first in the text: a string, a number, or a single character; 0
+// if that is nothing that JSON has.
+std::size_t tokenSize(std::string_view text) {
+    constexpr std::string_view kNumber = "0123456789+-.eE";
+    const char c = text[0];
+    if (c == '"') return stringSize(text);
+    if (isDigit(c) || c == '-' || c == '+' || c == '.') {
+        const std::size_t size = std::min(text.find_first_not_of(kNumber), text.size());
+        return isJsonNumber(text.substr(0, size)) ? size : 0;
+    }
+    const bool control = c >= 0 && c < ' ' && c != '\t' && c != '\n' && c != '\r';
+    return control || c == '/' ? 0 : 1;
+}
+
+// What jsoncpp lets pass although RFC 8259 has no such thing: comments, control characters,
+// odd numbers, halves of surrogate pairs, anything behind a NUL. And whether arrays and
+// objects are nested no deeper than `maxDepth`.
+bool isStrictJson(std::string_view text, int maxDepth) {
+    int depth = 0;
+    while (!text.empty()) {
+        const char c = text[0];
+        const std::size_t size = tokenSize(text);
+        depth += (c == '[' || c == '{') - (c == ']' || c == '}');
+        if (size == 0 || depth > maxDepth) return false;
+        text.remove_prefix(std::min(size, text.size()));
+    }
+    return true;
+}
+
+// Strict JSON: one array or object and nothing else. Null for all that is not, and for
+// whatever else the library has to say.
+std::unique_ptr<Json::Value> parseJson(const std::string &text, int maxDepth) {
+    if (!isStrictJson(text, maxDepth)) return nullptr;
+    Json::CharReaderBuilder builder;
+    Json::CharReaderBuilder::strictMode(&builder.settings_);
+    builder["skipBom"] = false;
+    builder["stackLimit"] = maxDepth + 1;
+    try {
+        auto json = std::make_unique<Json::Value>();
+        const std::unique_ptr<Json::CharReader> reader(builder.newCharReader());
+        const bool fine =
+            reader->parse(text.data(), text.data() + text.size(), json.get(), nullptr);
+        return fine && (json->isObject() || json->isArray()) ? std::move(json) : nullptr;
+    } catch (const std::exception &) {
+        return nullptr;
+    }
+}
+
+}  // namespace
+
+WSMessage::WSMessage(std::string text) : body_(std::make_shared<Body>()) {
+    if (!isUtf8(text)) throw std::invalid_argument("WSMessage: the text is not valid UTF-8");
+    body_->payload = std::move(text);
+}
+
+WSMessage::WSMessage(std::string_view text) : WSMessage(std::string(text)) {}
+
+WSMessage::WSMessage(const char *text) : WSMessage(std::string(text == nullptr ? "" : text)) {}
+
+WSMessage::WSMessage(const Json::Value &json) : WSMessage(writeJson(json)) {}
+
+WSMessage WSMessage::binary(std::string bytes) {
+    auto body = std::make_shared<Body>();
+    body->binary = true;
+    body->payload = std::move(bytes);
+    return WSMessage(std::move(body));
+}
+
+bool WSMessage::isBinary() const { return body_->binary; }
+
+const std::string &WSMessage::payload() const { return body_->payload; }
+
+bool WSMessage::isJson() const {
+    if (!body_->parsed) {
+        body_->parsed = true;
+        if (!body_->binary) body_->json = parseJson(body_->payload, body_->maxJsonDepth);
+    }
+    return body_->json != nullptr;
+}
+
+const Json::Value &WSMessage::json() const {
+    static const Json::Value none;
+    return isJson() ? *body_->json : none;
+}
+
+namespace {
+
+// The head's fields, from text that is known to be a head, or is none.
+RequestHead parsed(const std::string &text) {
+    RequestHead head;
+    if (parseHead(text, 0, head).answer != Progress::done) return {};
+    return head;
+}
+
+}  // namespace
+
+WSRequest::WSRequest(std::string head, std::string address)
+    : head_(std::move(head)), address_(std::move(address)) {}
+
+std::string WSRequest::method() const { return std::string(parsed(head_).method); }
+std::string WSRequest::path() const { return std::string(parsed(head_).path); }
+std::string WSRequest::query() const { return std::string(parsed(head_).query); }
+
+std::string WSRequest::parameter(std::string_view name) const {
+    const RequestHead head = parsed(head_);
+    for (const std::string_view pair : splitList(head.query, '&')) {
+        const std::size_t equals = std::min(pair.find('='), pair.size());
+        if (decodePercent(pair.substr(0, equals)) != name) continue;
+        return decodePercent(pair.substr(std::min(equals + 1, pair.size())));
+    }
+    return {};
+}
+
+std::string WSRequest::header(std::string_view name) const {
+    return fieldValue(parsed(head_), name);
+}
+
+bool WSRequest::hasHeader(std::string_view name) const {
+    return countFields(parsed(head_), name) > 0;
+}
+
+std::vector<std::pair<std::string, std::string>> WSRequest::headers() const {
+    std::vector<std::pair<std::string, std::string>> all;
+    for (const Field &field : parsed(head_).fields) all.emplace_back(field.name, field.value);
+    return all;
+}
+
+std::string WSRequest::cookie(std::string_view name) const {
+    const RequestHead head = parsed(head_);
+    for (const Field &field : head.fields) {
+        if (!sameIgnoringCase(field.name, "Cookie")) continue;
+        for (const std::string_view pair : splitList(field.value, ';')) {
+            const std::size_t equals = pair.find('=');
+            if (equals != std::string_view::npos && pair.substr(0, equals) == name)
+                return std::string(pair.substr(equals + 1));
+        }
+    }
+    return {};
+}
+
+std::vector<std::string> WSRequest::protocols() const {
+    const std::string offered = header("Sec-WebSocket-Protocol");
+    std::vector<std::string> all;
+    for (const std::string_view protocol : splitList(offered, ',')) all.emplace_back(protocol);
+    return all;
+}
+
+void WSBaseUser::messageReceived() {
+    if (clock_ != nullptr) lastMessage_ = *clock_;
+}
+
+bool WSBaseUser::isIdle() const { return maxIdle > 0 && idleSeconds() > maxIdle; }
+
+double WSBaseUser::idleSeconds() const {
+    return clock_ == nullptr ? 0 : static_cast<double>(*clock_ - lastMessage_) / 1000;
+}
 
 // ============================================================================
 // The queue of unsent bytes

@@ -1,0 +1,397 @@
+// SPDX-License-Identifier: MIT
+// Extendible WebSocket Server
+
+// What hooks hold (section 8): messages and what of them is JSON, requests, users.
+
+#include "white.h"
+
+#include "../server.cpp"
+
+namespace {
+
+std::string repeated(const std::string &text, int times) {
+    std::string all;
+    for (int i = 0; i < times; ++i) all += text;
+    return all;
+}
+
+std::string nested(int depth) { return repeated("[", depth) + repeated("]", depth); }
+
+}  // namespace
+
+// --- messages ---
+
+TEST_CASE("a message keeps what it was made of") {
+    using namespace std::string_literals;
+    CHECK(WSMessage().payload().empty());
+    CHECK(WSMessage("text").payload() == "text");
+    CHECK(WSMessage(static_cast<const char *>(nullptr)).payload().empty());
+    CHECK(WSMessage("a\0b"s).payload() == "a\0b"s);
+    CHECK(WSMessage(std::string_view("text", 2)).payload() == "te");
+    CHECK(WSMessage("\u20AC").payload() == "\xE2\x82\xAC");
+    CHECK(WSMessage::binary("\xFF\0"s).payload() == "\xFF\0"s);
+    CHECK(WSMessage::binary("").isBinary());
+    CHECK_FALSE(WSMessage("").isBinary());
+    CHECK_FALSE(WSMessage(Json::Value(Json::arrayValue)).isBinary());
+}
+
+TEST_CASE("text that is no UTF-8 can not be made") {
+    const std::pair<std::string, std::string> rows[] = {
+        {"no lead byte", "a\xFF"},
+        {"the first half of a character", "a\xE2\x82"},
+        {"the second half of one", "\x82\xAC"},
+        {"a surrogate", "\xED\xA0\x80"},
+        {"a slash in two bytes", "\xC0\xAF"},
+    };
+    for (const auto &[label, text] : rows) {
+        const auto &shown = label;  // clang captures no structured binding
+        INFO(shown);
+        Json::Value value(Json::objectValue), key(Json::objectValue);
+        value["a"] = text;
+        key[text] = "a";
+        CHECK_THROWS_AS(WSMessage{text}, std::invalid_argument);
+        CHECK_THROWS_AS(WSMessage{std::string_view(text)}, std::invalid_argument);
+        CHECK_THROWS_AS(WSMessage{text.c_str()}, std::invalid_argument);
+        CHECK_THROWS_AS(WSMessage{value}, std::invalid_argument);
+        CHECK_THROWS_AS(WSMessage{key}, std::invalid_argument);
+        CHECK(WSMessage::binary(text).payload() == text);
+    }
+}
+
+TEST_CASE("JSON that is sent: compact, and UTF-8 as it is") {
+    Json::Value json(Json::objectValue);
+    json["name"] = "Gr\u00FC\u00DFe \U0001F600";
+    json["list"].append(1);
+    json["list"].append(Json::nullValue);
+    json["list"].append("\"\n");
+    const WSMessage msg(json);
+    CHECK(msg.payload() ==
+          "{\"list\":[1,null,\"\\\"\\n\"],\"name\":\"Gr\u00FC\u00DFe \U0001F600\"}");
+    CHECK(msg.isJson());
+    CHECK(msg.json() == json);
+
+    const WSMessage five{Json::Value(5)}, text{Json::Value("five")};
+    CHECK(five.payload() == "5");
+    CHECK(text.payload() == "\"five\"");
+    CHECK_FALSE(five.isJson());
+    CHECK_FALSE(text.isJson());
+}
+
+TEST_CASE("texts, and whether they are JSON") {
+    using namespace std::string_literals;
+    struct Row {
+        std::string label;
+        std::string text;
+        bool json;
+    };
+    const Row rows[] = {
+        // clang-format off
+        {"an array", "[]", true},
+        {"an object", "{}", true},
+        {"of everything", "{\"a\":[1,-2.5,1e3,true,false,null,\"x\\n\\u20ac\\/\"]}", true},
+        {"with spaces around it", " \t\r\n[ 1 , 2 ] \t\r\n", true},
+        {"text that is not ASCII", "[\"\u20AC\"]", true},
+        {"a pair of surrogates in escapes", "[\"\\ud83d\\ude00\"]", true},
+        {"an escaped NUL", "[\"\\u0000\"]", true},
+        {"an escaped backslash before a u", "[\"\\\\udc00\"]", true},
+        {"a key that is empty", "{\"\":1}", true},
+        {"nothing", "", false},
+        {"nothing but spaces", "  ", false},
+        {"a number", "5", false},
+        {"a string", "\"five\"", false},
+        {"true", "true", false},
+        {"null", "null", false},
+        {"words", "hello", false},
+        {"words behind it", "[1] x", false},
+        {"a second array behind it", "[1][2]", false},
+        {"a second array on another line", "[1]\n[2]", false},
+        {"a bracket too many", "[1]]", false},
+        {"a comma behind it", "[1],", false},
+        {"a NUL behind it", "[1]\0"s, false},
+        {"a NUL and words behind it", "[1]\0 x"s, false},
+        {"a NUL and an array behind it", "[1]\0[2]"s, false},
+        {"what looks like a comment, in a string", "[\"/* x */ // y\"]", true},
+        {"a NUL in front", "\0[1]"s, false},
+        {"a byte order mark in front", "\xEF\xBB\xBF[1]", false},
+        {"a form feed in front", "\f[1]", false},
+        {"not closed", "[1", false},
+        {"closed by another bracket", "[1}", false},
+        {"a trailing comma in an array", "[1,]", false},
+        {"a trailing comma in an object", "{\"a\":1,}", false},
+        {"a leading comma", "[,1]", false},
+        {"two commas", "[1,,2]", false},
+        {"no comma", "[1 2]", false},
+        {"no colon", "{\"a\" 1}", false},
+        {"no value", "{\"a\":}", false},
+        {"no key", "{:1}", false},
+        {"a key without quotes", "{a:1}", false},
+        {"a key that is a number", "{1:2}", false},
+        {"single quotes", "['a']", false},
+        {"a key twice", "{\"a\":1,\"a\":2}", false},
+        {"a key twice, once with an escape", "{\"a\":1,\"\\u0061\":2}", false},
+        {"a key twice, inside", "[{\"a\":{\"b\":1,\"b\":1}}]", false},
+        {"the same key in two objects", "[{\"a\":1},{\"a\":2}]", true},
+        {"a comment in front", "/* x */[1]", false},
+        {"a comment behind it", "[1]// x", false},
+        {"a comment inside", "[1/* x */]", false},
+        {"a comment behind a value", "[1/* x */,2]", false},
+        {"a comment behind an opening brace", "{/* x */\"a\":1}", false},
+        {"a comment behind the value of a key", "{\"a\":1/* x */}", false},
+        {"a comment to the end of a line, inside", "[1// x\n]", false},
+        {"a comment of another language", "[1]# x", false},
+        {"NaN", "[NaN]", false},
+        {"Infinity", "[Infinity]", false},
+        {"a number out of range", "[1e999]", false},
+        {"a hexadecimal number", "[0x10]", false},
+        {"a number that begins with a point", "[.5]", false},
+        {"true in capitals", "[TRUE]", false},
+        {"true cut short", "[tru]", false},
+        {"a string that does not end", "[\"a]", false},
+        {"an escape that does not exist", "[\"\\x41\"]", false},
+        {"an escape of no digits", "[\"\\u00g0\"]", false},
+        {"the first half of a surrogate pair, alone", "[\"\\ud800\"]", false},
+        {"the first half, before something else", "[\"\\ud83dx\"]", false},
+        {"the first half, before another character", "[\"\\ud83d\\u0041\"]", false},
+        {"the first half twice", "[\"\\ud83d\\ud83d\"]", false},
+        {"the second half, alone", "[\"\\udc00\"]", false},
+        {"the second half, alone, in capitals", "[\"\\uDC00\"]", false},
+        {"the second half, alone, in a key", "{\"\\udc00\":1}", false},
+        {"the two halves in the wrong order", "[\"\\ude00\\ud83d\"]", false},
+        {"a line break in a string (RFC 8259 7)", "[\"a\nb\"]", false},
+        {"a tab in a string (RFC 8259 7)", "[\"a\tb\"]", false},
+        {"a NUL in a string (RFC 8259 7)", "[\"a\0b\"]"s, false},
+        // clang-format on
+    };
+    for (const Row &row : rows) {
+        INFO(row.label);
+        const WSMessage msg(row.text);
+        CHECK(msg.isJson() == row.json);
+        CHECK(msg.isJson() == row.json);
+        CHECK(msg.json().isNull() == !row.json);
+        CHECK(msg.payload() == row.text);
+        CHECK_FALSE(WSMessage::binary(row.text).isJson());
+        CHECK(WSMessage::binary(row.text).json().isNull());
+        if (msg.isJson()) CHECK_NOTHROW(WSMessage(msg.json()));
+    }
+}
+
+TEST_CASE("numbers, as RFC 8259 6 has them") {
+    for (const std::string number : {"0", "-0", "7", "-10", "0.5", "10.25", "-0.0", "1e3", "1E3",
+                                     "1e+3", "1e-3", "0e0", "12.5e10", "123456789012345678901"}) {
+        CAPTURE(number);
+        CHECK(WSMessage("[" + number + "]").isJson());
+        CHECK(WSMessage("{\"a\":" + number + "}").isJson());
+        CHECK(WSMessage("[ " + number + " ,1]").isJson());
+    }
+    for (const std::string number :
+         {"01",   "00", "-01", "-",     "+1",    "--1", "1-",   ".5",    "-.5",  "1.",
+          "1.e3", "1e", "1e+", "1e3.5", "1.2.3", "1-2", "0x10", "1_000", "1,5.", "e3"}) {
+        CAPTURE(number);
+        CHECK_FALSE(WSMessage("[" + number + "]").isJson());
+        CHECK_FALSE(WSMessage("{\"a\":" + number + "}").isJson());
+        CHECK_FALSE(WSMessage("[1, " + number + " ,1]").isJson());
+    }
+}
+
+TEST_CASE("JSON is read as it was written") {
+    const Json::Value json =
+        WSMessage("{\"a\":[1e3,-0.5,\"\\ud83d\\ude00\",9007199254740993],\"b\":null}").json();
+    CHECK(json["a"].size() == 4);
+    CHECK(json["a"][0].asDouble() == 1000.0);
+    CHECK(json["a"][1].asDouble() == -0.5);
+    CHECK(json["a"][2].asString() == "\U0001F600");
+    CHECK(json["a"][3].asInt64() == 9007199254740993);
+    CHECK(json.isMember("b"));
+}
+
+TEST_CASE("nesting: as deep as maxJsonDepth, no deeper, and never a crash") {
+    const int most = WSBaseConfig().maxJsonDepth;
+    CHECK(WSMessage(nested(most)).isJson());
+    CHECK_FALSE(WSMessage(nested(most + 1)).isJson());
+    const auto objects = [](int depth) {
+        return repeated("{\"a\":", depth - 1) + "{}" + repeated("}", depth - 1);
+    };
+    CHECK(WSMessage(objects(most)).isJson());
+    CHECK_FALSE(WSMessage(objects(most + 1)).isJson());
+    CHECK(WSMessage("[\"" + repeated("[", 1000) + "\"]").isJson());  // not in strings
+    const std::pair<std::string, std::string> rows[] = {
+        {"arrays that are closed", nested(100000)},
+        {"arrays that are not", repeated("[", 100000)},
+        {"objects that are closed", repeated("{\"a\":", 100000) + "1" + repeated("}", 100000)},
+        {"objects that are not", repeated("{\"a\":", 100000)},
+        {"both in turn", repeated("[{\"a\":", 100000)},
+        {"brackets that close what nobody opened", repeated("]", 100000)},
+    };
+    for (const auto &[label, text] : rows) {
+        const auto &shown = label;  // clang captures no structured binding
+        INFO(shown);
+        CHECK_FALSE(WSMessage(text).isJson());
+    }
+    CHECK(WSMessage("[" + repeated("[],", 100000) + "[]]").isJson());  // wide is fine
+}
+
+TEST_CASE("JSON is parsed when it is asked for, and once") {
+    std::string text = "[" + repeated("1,", 5000) + "1]";
+    Heap::reset();
+    const WSMessage msg(std::move(text));
+    const WSMessage copy = msg;
+    const long made = Heap::most();
+    const bool json = msg.isJson();
+    const long parsed = Heap::most();
+    Heap::reset();
+    const bool same = &msg.json() == &msg.json() && &copy.json() == &msg.json() && copy.isJson();
+    const long again = Heap::most();
+    CHECK(made < 1000);
+    CHECK(json);
+    CHECK(parsed > 5000);
+    CHECK(same);
+    CHECK(again == 0);
+}
+
+TEST_CASE("copies share what they hold, and are changed by assigning another") {
+    const WSMessage msg("[1]");
+    WSMessage copy = msg;
+    CHECK(&copy.payload() == &msg.payload());
+    CHECK(&copy.json() == &msg.json());
+
+    Json::Value json = copy.json();
+    json.append(2);
+    copy = json;
+    CHECK(copy.payload() == "[1,2]");
+    CHECK(msg.payload() == "[1]");
+    CHECK(msg.json().size() == 1);
+
+    copy = WSMessage::binary("x");
+    CHECK(copy.isBinary());
+    CHECK_FALSE(copy.isJson());
+    CHECK_FALSE(msg.isBinary());
+}
+
+// --- requests ---
+
+namespace {
+
+WSRequest requestFor(const std::string &target, const std::string &lines = "") {
+    return {"GET " + target + " HTTP/1.1\r\nHost: example.com\r\n" + lines + "\r\n", "::1"};
+}
+
+}  // namespace
+
+TEST_CASE("a request tells how somebody came") {
+    const WSRequest request = requestFor("/chat%20room?a=1&b",
+                                         "Origin: https://example.com\r\n"
+                                         "X-Empty:\r\n"
+                                         "x-twice: 1\r\n"
+                                         "Sec-WebSocket-Protocol: b , a\r\n"
+                                         "X-Twice: 2\r\n"
+                                         "sec-websocket-protocol: c\r\n");
+    CHECK(request.method() == "GET");
+    CHECK(request.path() == "/chat%20room");
+    CHECK(request.query() == "a=1&b");
+    CHECK(request.header("hOST") == "example.com");
+    CHECK(request.header("X-TWICE") == "1, 2");
+    CHECK(request.header("X-Empty").empty());
+    CHECK(request.hasHeader("x-empty"));
+    CHECK(request.header("X-None").empty());
+    CHECK_FALSE(request.hasHeader("X-None"));
+    CHECK(request.origin() == "https://example.com");
+    CHECK(request.protocols() == std::vector<std::string>{"b", "a", "c"});
+    CHECK(request.address() == "::1");
+    REQUIRE(request.headers().size() == 7);
+    CHECK(request.headers()[3] == std::pair<std::string, std::string>("x-twice", "1"));
+
+    const WSRequest copy = request;  // its views must not point into the other one
+    CHECK(copy.path() == "/chat%20room");
+    CHECK(requestFor("/").protocols().empty());
+}
+
+TEST_CASE("what is no head is a request without anything") {
+    const std::string rows[] = {"",
+                                "\r\n\r\n",
+                                "GET / HTTP/1.1\r\n",
+                                "GET / HTTP/1.0\r\n\r\n",
+                                "GET / HTTP/1.1\r\nHost : x\r\n\r\n",
+                                "GET / HTTP/1.1\nHost: x\n\n"};
+    for (const std::string &head : rows) {
+        CAPTURE(head);
+        const WSRequest request(head, "1.2.3.4");
+        CHECK(request.method().empty());
+        CHECK(request.path().empty());
+        CHECK(request.query().empty());
+        CHECK(request.headers().empty());
+        CHECK(request.header("Host").empty());
+        CHECK(request.cookie("a").empty());
+        CHECK(request.parameter("a").empty());
+        CHECK(request.protocols().empty());
+        CHECK(request.address() == "1.2.3.4");
+    }
+    CHECK(WSRequest().path().empty());
+    CHECK(WSRequest().address().empty());
+}
+
+TEST_CASE("parameters of a query") {
+    struct Row {
+        const char *query, *name, *value;
+    };
+    const Row rows[] = {
+        {"room=blue", "room", "blue"},         {"room=blue+sky", "room", "blue sky"},
+        {"room=%41%2b%2B", "room", "A++"},     {"room=%e2%82%ac", "room", "\u20AC"},
+        {"room=a%26b%3Dc", "room", "a&b=c"},   {"room=a=b", "room", "a=b"},
+        {"a=1&room=2&b=3", "room", "2"},       {"room=first&room=second", "room", "first"},
+        {"room=&room=second", "room", ""},     {"room", "room", ""},
+        {"&&room=1&&", "room", "1"},           {"%72oom=1", "room", "1"},
+        {"my+room=1", "my room", "1"},         {"rooms=1&oom=2&Room=3", "room", ""},
+        {"room=1;room=2", "room", "1;room=2"}, {"", "room", ""},
+        {"room=100%", "room", "100%"},
+    };
+    for (const Row &row : rows) {
+        CAPTURE(std::string(row.query));
+        CHECK(requestFor(std::string("/?") + row.query).parameter(row.name) == row.value);
+    }
+    CHECK(requestFor("/?a=%00").parameter("a") == std::string(1, '\0'));
+    CHECK(requestFor("/room=1").parameter("room").empty());
+}
+
+TEST_CASE("cookies (RFC 6265 5.4)") {
+    struct Row {
+        const char *lines, *name, *value;
+    };
+    const Row rows[] = {
+        {"Cookie: a=1\r\n", "a", "1"},
+        {"cookie: a=1; b=2; c=3\r\n", "b", "2"},
+        {"Cookie: a=1;b=2\r\n", "b", "2"},
+        {"Cookie: a=1\r\nCookie: b=2\r\n", "b", "2"},
+        {"Cookie: a=1; a=2\r\n", "a", "1"},
+        {"Cookie: a=1=2\r\n", "a", "1=2"},
+        {"Cookie: a=\"1 2\"\r\n", "a", "\"1 2\""},
+        {"Cookie: a=%41+\r\n", "a", "%41+"},
+        {"Cookie: a=1, b=2\r\n", "a", "1, b=2"},
+        {"Cookie: a=\r\n", "a", ""},
+        {"Cookie: a; b=2\r\n", "a", ""},
+        {"Cookie: A=1; ab=2; xa=3\r\n", "a", ""},
+        {"X-Cookie: a=1\r\n", "a", ""},
+        {"", "a", ""},
+    };
+    for (const Row &row : rows) {
+        CAPTURE(std::string(row.lines));
+        CHECK(requestFor("/", row.lines).cookie(row.name) == row.value);
+    }
+}
+
+// --- users ---
+
+TEST_CASE("a user without a server is nobody, and never idle") {
+    WSBaseUser user;
+    CHECK(user.id() == 0);
+    CHECK(user.socket() == -1);
+    CHECK(user.closeCode() == 0);
+    CHECK(user.closeReason().empty());
+    CHECK(user.protocol().empty());
+    CHECK(user.address().empty());
+    CHECK(user.maxIdle == 60);
+    user.messageReceived();
+    CHECK(user.idleSeconds() == 0);
+    CHECK_FALSE(user.isIdle());
+    user.maxIdle = 0;
+    CHECK_FALSE(user.isIdle());
+}
