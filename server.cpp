@@ -1,8 +1,60 @@
 // SPDX-License-Identifier: MIT
 // Extendible WebSocket Server
 
-// The Extendible WebSocket Server, from the bottom up: so far there are only parts of it,
-// without sockets, clock or configuration.
+// The Extendible WebSocket Server: one thread, one poll() loop, raw POSIX sockets,
+// the protocol of RFC 6455 by hand. server.h is the contract, this file keeps it.
+//
+// A connection moves bytes; a user is what hooks see. One connection's life:
+//
+//      connect()              accept(), a connection without a user
+//         |
+//   [handshaking]  doHandshake()  --- refused, or a plain GET: answer() ---.
+//         |        welcome(): preConnect, 101, postConnect                 |
+//       [open]     readFrames() -> received() -> process()                 |
+//         |                                                                |
+//         |-- disconnect(): our Close goes first --> [closing]             |
+//         |                             the peer's Close |                 |
+//         |-- the peer's Close, or fail() ---------------|                 |
+//         |                                              v                 v
+//         |                                          [flushing]  write what is queued
+//         |                                              | shutdown(SHUT_WR)
+//         |                                          [lingering] read away, till the
+//         |-- lose(): reset, silence, too slow ---.      |       peer closes, too
+//         |                                       v      v
+//       bury(): preDisconnect, postDisconnect     [dead]  close()
+//
+//  1. What the parts are made of    the structures, and what the parts promise each other
+//  2. The loop                      run, turn, serve, readClocks, write, bury
+//  3. Reading                       readFrom, readFrames, received
+//  4. Sending                       sendToUser, sendToAllBut, queueMessage, flush
+//  5. Users                         disconnect, fail, lose, sayGoodbye, callHook
+//  6. The handshake's glue          connect, doHandshake, welcome, answer
+//  7. Listening                     listen, stop, stopOn
+//  8. What hooks hold               WSMessage, WSRequest, WSBaseUser
+//     From here on: pure functions and classes, without socket, clock or configuration.
+//  9. The queue of unsent bytes     Outbox
+// 10. HTTP heads                    parseHead, checkUpgrade, normalOrigin, encodeResponse
+// 11. Frames                        parseFrameHeader, encodeFrameHeader, unmask
+// 12. Messages                      MessageReader: frames become messages
+// 13. Closing                       parseClose, encodeClose, isCloseCode
+// 14. UTF-8                         Utf8Check
+// 15. base64                        base64Encode, base64Decode
+// 16. SHA-1                         sha1
+//
+// Where the rules of RFC 6455 are enforced:
+//   opening handshake    4.2.1, 4.2.2   checkUpgrade, welcome, acceptKey
+//   origin               10.2           originAllowed, normalOrigin
+//   frame header         5.2            parseFrameHeader (reserved bits, opcodes, lengths)
+//   masking              5.1, 5.3       parseFrameHeader, unmask
+//   fragmentation        5.4            MessageReader::beginFrame
+//   control frames       5.5            parseFrameHeader, receivedPing, receivedClose
+//   closing handshake    5.5.1, 7       receivedClose, disconnect, fail, flushed
+//   close codes          7.4            parseClose, isCloseCode
+//   UTF-8                5.6, 8.1       Utf8Check, MessageReader::readPayload
+//
+// Left out: extensions (none is offered, so none is answered: permessage-deflate costs
+// more memory per user than all the rest), TLS (a proxy in front does it better), the
+// client's side, and the drafts before RFC 6455 (answered with 426).
 
 #include "server.h"
 
@@ -38,6 +90,14 @@
 #define WS_SET_NOSIGPIPE
 #endif
 
+// ============================================================================
+// 1. What the parts are made of
+//
+// Everything is in an anonymous namespace or declared in our headers, so nothing
+// here can clash with the program that this file is dropped into. The pure parts
+// (sections 9 to 16) are declared here and defined below, for the loop comes first.
+// ============================================================================
+
 namespace {
 
 using Milliseconds = std::int64_t;  // of the monotonic clock
@@ -61,7 +121,7 @@ char toLower(char c) { return c >= 'A' && c <= 'Z' ? static_cast<char>(c - 'A' +
 bool isAlphanumeric(char c) { return isDigit(c) || (toLower(c) >= 'a' && toLower(c) <= 'z'); }
 bool isHexDigit(char c) { return isDigit(c) || (toLower(c) >= 'a' && toLower(c) <= 'f'); }
 
-// --- HTTP ---
+// --- HTTP (section 10) ---
 
 struct Field {
     std::string_view name, value;
@@ -91,7 +151,7 @@ std::string fieldValue(const RequestHead &head, std::string_view name);
 std::vector<std::string_view> splitList(std::string_view list, char separator);
 std::string decodePercent(std::string_view text);
 
-// --- frames and messages ---
+// --- frames and messages (sections 11 to 13) ---
 
 // Close codes of our own (RFC 6455 7.4.1).
 constexpr int kGoingAway = 1001;
@@ -139,6 +199,8 @@ struct ClosePayload {
 Progress parseClose(std::string_view payload, ClosePayload &close);
 std::string encodeClose(int code, std::string_view reason);
 bool isCloseCode(int code);
+
+// --- UTF-8, base64, SHA-1 (sections 14 to 16) ---
 
 // Checks UTF-8 that arrives in pieces. It says no at the first byte after which the
 // text cannot become valid any more.
@@ -223,7 +285,7 @@ class MessageReader {
     std::size_t filled_ = 0;
 };
 
-// --- the queue of unsent bytes ---
+// --- the queue of unsent bytes (section 9) ---
 
 constexpr std::size_t kMaxPieces = 64;  // for one system call; Linux, BSD and macOS take 1024
 
@@ -255,6 +317,39 @@ class Outbox {
 
 }  // namespace
 
+// A connection. It owns buffers only while something is unfinished, so an idle one
+// is this structure, its user and its two places in the loop's arrays.
+struct WSConnection {
+    enum class State : unsigned char {  // they only go forward, as the map of this file draws
+        handshaking,  // reading the request's head; no user yet, or one in preConnect
+        open,         // has a user
+        closing,      // our Close is queued, the peer's has not come
+        flushing,     // nothing more will be queued; what comes in is thrown away
+        lingering,    // all is written, SHUT_WR done; reading away until the peer closes
+        dead          // bury() will close the socket
+    };
+
+    int fd = -1;
+    State state = State::handshaking;
+    bool touched = false;       // is in touched_: write() will look at it
+    bool marked = false;        // is in marked_: bury() will look at it
+    bool inputEnded = false;    // the peer has shut down its side
+    bool stalled = false;       // the kernel did not take all: waiting for POLLOUT
+    bool pinged = false;        // since the last byte
+    std::size_t slot = 0;       // its place in connections_
+    Milliseconds deadline = 0;  // of the handshake, the ping, or the closing
+    Milliseconds lastByte = 0;
+    Milliseconds rateSecond = 0;  // maxMessagesPerSecond: when the counting began
+    int rateCount = 0;
+    std::unique_ptr<WSBaseUser> user;
+    std::unique_ptr<MessageReader> reader;
+    std::unique_ptr<Outbox> outbox;
+    std::string head;  // the request's, while it is incomplete
+    std::string address;
+
+    std::size_t queued() const { return outbox ? outbox->size() : 0; }
+};
+
 // What a message holds; shared by its copies and by the queues it waits in.
 struct WSMessage::Body {
     bool binary = false;
@@ -264,8 +359,1393 @@ struct WSMessage::Body {
     std::unique_ptr<Json::Value> json;
 };
 
+// The loop: what WSBaseServer does, without its face.
+struct WSLoop {
+    using State = WSConnection::State;
+
+    WSLoop(WSBaseServer &server, WSBaseConfig &config);
+    ~WSLoop();
+    WSLoop(const WSLoop &) = delete;
+    WSLoop &operator=(const WSLoop &) = delete;
+
+    // The loop (section 2)
+    void run();
+    bool turn(std::chrono::milliseconds timeout);
+    int waitAtMost(std::chrono::milliseconds timeout) const;
+    void serve(int ready);
+    void serveConnection(WSConnection &c, short revents);
+    template <class Work>
+    void guarded(WSConnection &c, Work &&work);
+    void readWakePipe();
+    void readClocks();
+    void readClock(WSConnection &c);
+    void checkAlive(WSConnection &c);
+    void heedStop();
+    void beginShutdown();
+    void sendAway(WSConnection &c);
+    bool shutdownEnded();
+    void write();
+    void bury();
+
+    // Reading (section 3)
+    void readFrom(WSConnection &c);
+    void heardOf(WSConnection &c) const;
+    ssize_t receive(WSConnection &c, const MessageReader::Room &room);
+    void readFrames(WSConnection &c, char *bytes, std::size_t size);
+    void received(WSConnection &c, const MessageReader::Found &found);
+    bool tooMany(WSConnection &c) const;
+    void receivedMessage(WSConnection &c, const MessageReader::Found &found);
+    void receivedPing(WSConnection &c, std::string_view payload);
+    void receivedClose(WSConnection &c, std::string_view payload);
+    void endOfInput(WSConnection &c);
+
+    // Sending (section 4)
+    bool sendToUser(WSBaseUser &user, const WSMessage &msg);
+    int sendToAllBut(const WSBaseUser *user, const WSMessage &msg);
+    bool queueMessage(WSConnection &c, const WSMessage &msg);
+    void queueFrame(WSConnection &c, Opcode opcode, std::string_view payload);
+    template <class Bytes>
+    void queueBytes(WSConnection &c, Bytes &&bytes);
+    void touch(WSConnection &c);
+    void flush(WSConnection &c);
+    void wrote(WSConnection &c, std::size_t size, bool waited);
+    void flushed(WSConnection &c);
+    void updateEvents(const WSConnection &c);
+
+    // Users (section 5)
+    void disconnect(WSBaseUser &user, int code, std::string_view reason);
+    void refuse(WSBaseUser &user, int status, std::string_view text);
+    void fail(WSConnection &c, int code, std::string reason);
+    void lose(WSConnection &c, std::string reason);
+    void end(WSConnection &c, int code, std::string reason, State next);
+    void sayGoodbye(WSConnection &c);
+    void remove(WSConnection &c);
+    bool hasRoomFor(const WSConnection &newcomer);
+    void disconnectIfIdle(WSConnection &c);
+    template <class Hook>
+    bool callHook(WSConnection *c, const char *name, Hook &&hook);
+    void hookThrew(WSConnection *c, const char *name, const char *what);
+    template <class MakeText>
+    void log(WSLevel level, MakeText &&makeText);
+
+    // The handshake's glue (section 6)
+    void connect(int listener);
+    void add(int fd, const sockaddr_storage &peer);
+    void makePendingRoom();
+    void doHandshake(WSConnection &c, char *bytes, std::size_t size);
+    void answerRequest(WSConnection &c, const RequestHead &head);
+    bool originAllowed(const RequestHead &head) const;
+    void welcome(WSConnection &c, const std::string &response, const std::string &protocol);
+    void introduce(WSConnection &c, const std::string &protocol);
+    void answerPlain(WSConnection &c);
+    void answer(WSConnection &c, const WSResponse &response, bool withBody = true);
+
+    // Listening (section 7)
+    void listen();
+    void openListeners();
+    int openListenersOf(const addrinfo *list);
+    void closeListeners();
+    void restListeners(int error);
+    void wakeListeners();
+    void raiseFileLimit();
+    void stop() noexcept;
+    void stopOn(std::initializer_list<int> signals);
+
+    WSBaseServer &server_;
+    WSBaseConfig &config_;
+    std::vector<std::string> origins_;  // config_.uniqueOrigin, in one spelling
+    int port_ = 0;
+
+    // Entry 0 of the array is the wake pipe, then come the listeners; entry
+    // firstConnection_ + i belongs to connections_[i].
+    std::vector<pollfd> pollfds_;
+    std::size_t firstConnection_ = 1;
+    std::vector<std::unique_ptr<WSConnection>> connections_;
+    std::vector<WSConnection *> touched_;  // have something to write, or to finish
+    std::vector<WSConnection *> marked_;   // have ended, or lost their user
+    int userCount_ = 0;                    // users that are open
+    std::size_t withUser_ = 0;             // connections that have a user, whatever its state
+    std::uint64_t lastId_ = 0;
+
+    Milliseconds now_ = 0;  // read once per turn
+    Milliseconds nextClocks_ = 0;
+    Milliseconds restUntil_ = 0;  // the listeners rest; 0: they do not
+    int trouble_ = 0;             // errno of the last accept() that failed; 0: it did not
+
+    // Shared by all connections, so that idle ones need none.
+    std::unique_ptr<char[]> inbox_;
+    std::size_t inboxSize_ = 0;
+    std::shared_ptr<WSMessage::Body> body_;  // of the last message, used again if nobody keeps it
+    std::vector<std::unique_ptr<MessageReader>> spareReaders_;
+    std::vector<std::unique_ptr<Outbox>> spareOutboxes_;
+
+    bool inTurn_ = false;
+    bool inSendHook_ = false;
+    bool inConsole_ = false;
+    WSConnection *newcomer_ = nullptr;   // is in preConnect()
+    std::optional<WSResponse> refusal_;  // what preConnect() refused it with
+
+    std::array<int, 2> wakePipe_{-1, -1};
+    std::vector<std::pair<int, struct sigaction>> oldHandlers_;
+    bool stopAsked_ = false;
+    bool shuttingDown_ = false;
+    bool endAtOnce_ = false;
+    Milliseconds shutdownDeadline_ = 0;
+};
+
+namespace {
+
+// Gives a variable another value for as long as a scope lasts, whatever ends it.
+template <class Value>
+class Scoped {
+  public:
+    Scoped(Value &variable, Value value)
+        : variable_(variable), before_(std::exchange(variable, value)) {}
+    ~Scoped() { variable_ = before_; }
+    Scoped(const Scoped &) = delete;
+    Scoped &operator=(const Scoped &) = delete;
+
+  private:
+    Value &variable_;
+    Value before_;
+};
+
+// Buffers go from connection to connection: taken when something is unfinished, given
+// back when it is done. So many are kept: enough for what goes on in one turn.
+constexpr std::size_t kSpareBuffers = 1024;
+
+template <class Buffer>
+std::unique_ptr<Buffer> take(std::vector<std::unique_ptr<Buffer>> &spare) {
+    if (spare.empty()) return std::make_unique<Buffer>();
+    std::unique_ptr<Buffer> buffer = std::move(spare.back());
+    spare.pop_back();
+    return buffer;
+}
+
+template <class Buffer>
+void giveBack(std::vector<std::unique_ptr<Buffer>> &spare, std::unique_ptr<Buffer> &buffer) {
+    if (spare.size() < spare.capacity()) spare.push_back(std::move(buffer));
+    buffer.reset();
+}
+
+constexpr std::chrono::milliseconds kForever{-1};
+constexpr Milliseconds kNever = std::numeric_limits<Milliseconds>::max();
+constexpr Milliseconds kLongest = 1'000'000'000;  // as poll() can wait: it takes an int
+constexpr Milliseconds kClockPeriod = 1000;       // "once a second"
+constexpr char kByStop = 't', kBySignal = 's';    // what is written into the wake pipe
+
+Milliseconds monotonicNow() {
+    using namespace std::chrono;
+    return duration_cast<milliseconds>(steady_clock::now().time_since_epoch()).count();
+}
+
+Milliseconds milliseconds(double seconds) { return static_cast<Milliseconds>(seconds * 1000); }
+
+std::string errorText(int error) { return std::generic_category().message(error); }
+
+bool wouldBlock(int error) { return error == EAGAIN || error == EWOULDBLOCK; }
+
+std::string quoted(const std::string &text) { return '"' + text + '"'; }
+
+// Who a connection is, for the log.
+std::string nameOf(const WSConnection &c) {
+    return c.user ? "user " + std::to_string(c.user->id()) + " (" + c.address + ')' : c.address;
+}
+
+// Peers have a say in what is logged. Bytes that a terminal might obey are replaced: the
+// control characters of ASCII and of Unicode (U+0080 to U+009F), and what is no UTF-8.
+std::string printable(std::string text) {
+    const bool utf8 = isUtf8(text);
+    for (std::size_t i = 0; i < text.size(); ++i) {
+        const auto byte = static_cast<unsigned char>(text[i]);
+        if (byte < 0x20 || byte == 0x7F || (byte >= 0x80 && !utf8)) text[i] = '?';
+        if (utf8 && byte == 0xC2 && static_cast<unsigned char>(text[i + 1]) < 0xA0)
+            text[i] = text[i + 1] = '?';
+    }
+    return text;
+}
+
+// Makes place for `size` elements, so that push_back() can not fail; twice as much as
+// needed, so that it is seldom.
+template <class Element>
+void growTo(std::vector<Element> &elements, std::size_t size) {
+    if (elements.capacity() < size) elements.reserve(2 * size);
+}
+
+}  // namespace
+
 // ============================================================================
-// What hooks hold
+// 2. The loop
+//
+// The original's run() was: select() over all sockets; for each that is ready, either
+// accept it, or recv() once and treat what came as one message. This one differs where
+// that was its weakness: poll() instead of select(), which ends at descriptor 1024; the
+// array is kept from turn to turn, and entry i belongs to connection i, so nothing is
+// rebuilt or searched; bytes are a stream, so one recv() may hold half a message or
+// fifty; nothing is written where it is sent, but once per connection at the turn's end;
+// and nobody is removed in the middle: closing marks, the end of the turn buries.
+// ============================================================================
+
+void WSLoop::run() {
+    if (firstConnection_ == 1) listen();
+    while (turn(kForever)) {}
+}
+
+// One turn: collect, poll, serve, write, bury.
+bool WSLoop::turn(std::chrono::milliseconds timeout) {
+    if (inTurn_) throw std::logic_error("turn() was called from a hook");
+    const Scoped working(inTurn_, true);
+
+    // 1. Collect: the array stands; what is to do without waiting makes the wait short.
+    const int wait = waitAtMost(timeout);
+
+    // 2. Poll. After a failure (EINTR) nobody is known to be ready, nor to be silent.
+    const int ready = ::poll(pollfds_.data(), static_cast<nfds_t>(pollfds_.size()), wait);
+    now_ = monotonicNow();
+
+    // 3. Serve who is ready.
+    if (ready > 0) serve(ready);
+    if (ready >= 0) readClocks();
+    heedStop();
+
+    // 4. Write: one send for each connection that has something queued.
+    write();
+
+    // 5. Bury those who ended.
+    bury();
+
+    return !shutdownEnded();
+}
+
+// How long poll() may wait, as poll() wants it: 0 while something is to do; else until
+// the clocks are to be read, the listeners have rested or the caller wants the turn to
+// end; -1, for ever, if there is none of these.
+int WSLoop::waitAtMost(std::chrono::milliseconds timeout) const {
+    if (!touched_.empty() || !marked_.empty() || stopAsked_) return 0;
+    Milliseconds until = kNever;
+    if (timeout.count() >= 0) until = now_ + std::min<Milliseconds>(timeout.count(), kLongest);
+    if (!connections_.empty()) until = std::min(until, nextClocks_);
+    if (shuttingDown_) until = std::min(until, shutdownDeadline_);
+    if (restUntil_ != 0) until = std::min(until, restUntil_);
+    if (until == kNever) return -1;
+    return static_cast<int>(std::max<Milliseconds>(until - now_, 0));
+}
+
+// The wake pipe, the listeners, then each ready connection. Those that are accepted here
+// are appended, and not ready before the next turn.
+void WSLoop::serve(int ready) {
+    if (pollfds_[0].revents != 0) readWakePipe(), --ready;
+    for (std::size_t i = 1; i < firstConnection_ && ready > 0; ++i)
+        if (pollfds_[i].revents != 0) connect(pollfds_[i].fd), --ready;
+    for (std::size_t i = 0; i < connections_.size() && ready > 0; ++i) {
+        const short revents = pollfds_[firstConnection_ + i].revents;
+        if (revents == 0) continue;
+        --ready;
+        serveConnection(*connections_[i], revents);
+    }
+}
+
+void WSLoop::serveConnection(WSConnection &c, short revents) {
+    guarded(c, [&] {
+        if ((revents & ~POLLOUT) != 0) readFrom(c);
+        if ((revents & POLLOUT) != 0) touch(c);
+    });
+}
+
+// Who can not have the memory that it needs is lost, and nobody else is.
+template <class Work>
+void WSLoop::guarded(WSConnection &c, Work &&work) {
+    try {
+        work();
+    } catch (const std::bad_alloc &) {
+        log(WSLevel::error, [&] { return "out of memory for " + nameOf(c); });
+        lose(c, "out of memory");
+    }
+}
+
+// A byte in the pipe wakes poll(): from stop(), or from a signal that stopOn() was given.
+void WSLoop::readWakePipe() {
+    std::array<char, 64> bytes;
+    const ssize_t size = ::read(wakePipe_[0], bytes.data(), bytes.size());
+    for (ssize_t i = 0; i < size; ++i) {
+        if (shuttingDown_ && bytes[static_cast<std::size_t>(i)] == kBySignal) endAtOnce_ = true;
+        stopAsked_ = true;
+    }
+}
+
+// Once a second: who has been silent, idle or unfinished for too long?
+void WSLoop::readClocks() {
+    if (restUntil_ != 0 && now_ >= restUntil_) wakeListeners();
+    if (now_ < nextClocks_) return;
+    nextClocks_ = now_ + kClockPeriod;
+    for (const auto &c : connections_) guarded(*c, [&] { readClock(*c); });
+}
+
+void WSLoop::readClock(WSConnection &c) {
+    switch (c.state) {
+    case State::handshaking:
+        if (now_ >= c.deadline) answer(c, plainResponse(408, "The request took too long."));
+        break;
+    case State::open:
+        disconnectIfIdle(c);
+        if (c.state == State::open) checkAlive(c);
+        break;
+    case State::closing:
+    case State::flushing:
+    case State::lingering:
+        if (now_ >= c.deadline) lose(c, "no answer");
+        break;
+    case State::dead: break;
+    }
+}
+
+// Sends a ping after pingSeconds of silence; gives the peer up after as long again.
+void WSLoop::checkAlive(WSConnection &c) {
+    const Milliseconds limit = milliseconds(config_.pingSeconds);
+    if (limit == 0 || now_ - c.lastByte < limit) return;
+    if (!c.pinged) {
+        c.pinged = true;
+        c.deadline = now_ + limit;
+        queueFrame(c, Opcode::ping, {});
+    } else if (now_ >= c.deadline) {
+        lose(c, "no answer");
+    }
+}
+
+// Starts the shutdown if it was asked for and preShutdown() lets it. Once it is under way,
+// ends it when its time is over.
+void WSLoop::heedStop() {
+    if (shuttingDown_) {
+        if (endAtOnce_ || now_ >= shutdownDeadline_)
+            for (const auto &c : connections_) lose(*c, "shutdown");
+    } else if (stopAsked_) {
+        bool doShutdown = true;
+        callHook(nullptr, "preShutdown", [&] { server_.preShutdown(doShutdown); });
+        if (doShutdown) beginShutdown();
+        else log(WSLevel::debug, [] { return "preShutdown() objected: the server goes on"; });
+    }
+    stopAsked_ = false;
+}
+
+void WSLoop::beginShutdown() {
+    log(WSLevel::debug, [] { return "shutting down"; });
+    shuttingDown_ = true;
+    shutdownDeadline_ = now_ + milliseconds(config_.shutdownSeconds);
+    closeListeners();
+    for (const auto &c : connections_) guarded(*c, [&] { sendAway(*c); });
+}
+
+void WSLoop::sendAway(WSConnection &c) {
+    if (c.state == State::open) disconnect(*c.user, kGoingAway, "the server shuts down");
+    if (c.state == State::handshaking) answer(c, plainResponse(503, "The server shuts down."));
+}
+
+// True once: when the last connection of a shutdown is buried.
+bool WSLoop::shutdownEnded() {
+    if (!shuttingDown_ || !connections_.empty()) return false;
+    readWakePipe();  // who asks late asks for what has happened
+    shuttingDown_ = endAtOnce_ = stopAsked_ = false;
+    callHook(nullptr, "postShutdown", [&] { server_.postShutdown(); });
+    log(WSLevel::debug, [] { return "the server has stopped"; });
+    return true;
+}
+
+// No hook runs here, and who is being written is touched: the list does not grow.
+void WSLoop::write() {
+    for (WSConnection *c : touched_) {
+        flush(*c);
+        c->touched = false;
+    }
+    touched_.clear();
+}
+
+// Says goodbye for every user that ended, and closes the sockets that are dead. The hooks
+// may end more users: the list grows behind the index. Sockets go last, when no hook is
+// left that could be walking over the users.
+void WSLoop::bury() {
+    for (std::size_t i = 0; i < marked_.size(); ++i) sayGoodbye(*marked_[i]);
+    for (WSConnection *c : marked_) {
+        c->marked = false;
+        if (c->state == State::dead) remove(*c);
+    }
+    marked_.clear();
+}
+
+// ============================================================================
+// 3. Reading
+//
+// One bounded recv() per connection and turn, so nobody starves. It goes into one inbox
+// that all connections share, and messages are unmasked and handed out where they lie
+// there. Only what is unfinished at the inbox's end is copied to the connection, into its
+// MessageReader; the rest of a large message is received right there.
+// ============================================================================
+
+// What came belongs to the handshake, to the frames or, on the way out, to nobody.
+void WSLoop::readFrom(WSConnection &c) {
+    if (c.state == State::dead) return;
+    const MessageReader::Room room =
+        c.reader ? c.reader->room(config_.readBytes) : MessageReader::Room{};
+    const ssize_t result = receive(c, room);
+    if (result == 0) return endOfInput(c);
+    if (result < 0) {
+        if (!wouldBlock(errno) && errno != EINTR) lose(c, "connection lost");
+        return;
+    }
+    heardOf(c);
+    const auto size = static_cast<std::size_t>(result);
+    if (c.state == State::handshaking) return doHandshake(c, inbox_.get(), size);
+    const std::size_t inRoom = std::min(size, room.size);
+    if (inRoom > 0) readFrames(c, room.bytes, inRoom);
+    if (size > inRoom) readFrames(c, inbox_.get(), size - inRoom);
+}
+
+// A sign of life: the peer sent or took something.
+void WSLoop::heardOf(WSConnection &c) const {
+    c.lastByte = now_;
+    c.pinged = false;
+}
+
+// recv() into the inbox. While a large message is under way: into the room it offers
+// first, and what follows it into the inbox.
+ssize_t WSLoop::receive(WSConnection &c, const MessageReader::Room &room) {
+    const std::size_t most = config_.readBytes;
+    if (inboxSize_ != most) {
+        inbox_ = std::make_unique<char[]>(most);
+        inboxSize_ = most;
+    }
+    if (room.size == 0) return ::recv(c.fd, inbox_.get(), most, 0);
+
+    std::array<iovec, 2> pieces{iovec{room.bytes, room.size},
+                                iovec{inbox_.get(), most - room.size}};
+    msghdr message{};
+    message.msg_iov = pieces.data();
+    message.msg_iovlen = room.size < most ? 2 : 1;
+    return ::recvmsg(c.fd, &message, 0);
+}
+
+// Reads frames while the connection may still receive: after we have sent a Close, too,
+// for the peer's answer. What is behind the peer's Close is discarded (RFC 6455 1.4).
+void WSLoop::readFrames(WSConnection &c, char *bytes, std::size_t size) {
+    if (!c.reader) c.reader = take(spareReaders_);
+    const MessageReader::Limits limits{config_.maxMessageBytes, config_.maxFragments};
+    while (c.state == State::open || c.state == State::closing) {
+        MessageReader::Found found;
+        const Progress progress = c.reader->read(bytes, size, limits, found);
+        if (progress.answer == Progress::needMore) break;
+        if (progress.answer == Progress::bad) fail(c, progress.code, progress.reason);
+        else received(c, found);
+        bytes += progress.used;
+        size -= progress.used;
+    }
+    if (c.reader->idle()) giveBack(spareReaders_, c.reader);
+    else if (c.state > State::closing) c.reader.reset();
+}
+
+// One message or control frame. While we wait for the peer's Close, data is ignored, but
+// pings are not: only a Close that was received ends that duty (RFC 6455 5.5.2).
+void WSLoop::received(WSConnection &c, const MessageReader::Found &found) {
+    if (found.opcode == Opcode::close) return receivedClose(c, found.payload);
+    if (found.opcode == Opcode::pong) return;  // its arrival was the sign of life
+    if (tooMany(c)) return fail(c, kPolicyViolation, "too many messages per second");
+    if (found.opcode == Opcode::ping) return receivedPing(c, found.payload);
+    if (c.state == State::open) receivedMessage(c, found);
+}
+
+// Counts towards maxMessagesPerSecond, second by second.
+bool WSLoop::tooMany(WSConnection &c) const {
+    if (config_.maxMessagesPerSecond <= 0) return false;
+    if (now_ - c.rateSecond >= 1000) {
+        c.rateSecond = now_;
+        c.rateCount = 0;
+    }
+    return ++c.rateCount > config_.maxMessagesPerSecond;
+}
+
+// Hands a message to the user's hooks. The message's body is used again for the next one,
+// unless somebody kept a copy of it.
+void WSLoop::receivedMessage(WSConnection &c, const MessageReader::Found &found) {
+    if (!body_ || body_.use_count() > 1) body_ = std::make_shared<WSMessage::Body>();
+    body_->binary = found.opcode == Opcode::binary;
+    body_->parsed = false;
+    body_->json.reset();
+    body_->maxJsonDepth = config_.maxJsonDepth;
+    if (found.assembled) body_->payload = c.reader->take();
+    else body_->payload.assign(found.payload);
+
+    WSMessage msg(body_);
+    callHook(&c, "process", [&] {
+        c.user->messageReceived();
+        server_.callProcess(*c.user, msg);
+    });
+}
+
+// A ping is answered with its own payload (RFC 6455 5.5.3). While the peer does not take
+// what is queued for it, only the last answer is kept.
+void WSLoop::receivedPing(WSConnection &c, std::string_view payload) {
+    if (c.stalled && c.outbox) c.outbox->pong = payload;
+    else queueFrame(c, Opcode::pong, payload);
+}
+
+// The peer's Close: the answer to ours, or one to answer with the same code, after
+// which we close the TCP connection (RFC 6455 5.5.1, 7.1.1). No code is 1005 for the
+// hooks (7.1.5), and answered with none.
+void WSLoop::receivedClose(WSConnection &c, std::string_view payload) {
+    ClosePayload close;
+    const Progress progress = parseClose(payload, close);
+    if (progress.answer == Progress::bad) return fail(c, progress.code, progress.reason);
+    std::string reason(close.reason);
+    if (c.state == State::open) queueFrame(c, Opcode::close, payload.substr(0, 2));
+    end(c, close.code, std::move(reason), State::flushing);
+}
+
+// The peer will send no more. What is still queued for it may yet arrive.
+void WSLoop::endOfInput(WSConnection &c) {
+    c.inputEnded = true;
+    if (c.state == State::handshaking || c.state == State::lingering) return lose(c, "");
+    end(c, kConnectionLost, "", State::flushing);
+}
+
+// ============================================================================
+// 4. Sending
+//
+// What is sent is queued, and all that was queued for a connection in a turn goes out in
+// one system call at the turn's end. What the kernel does not take stays queued; POLLOUT
+// is asked for only as long. Small frames are copied one behind the other; the payload
+// of a large message is shared by all its receivers. Text was checked when its WSMessage
+// was made, and JSON was written then: a broadcast only adds headers.
+// ============================================================================
+
+bool WSLoop::sendToUser(WSBaseUser &user, const WSMessage &msg) {
+    WSConnection *c = user.connection_;
+    if (c == nullptr || c->state != State::open) return false;
+    if (inSendHook_) return queueMessage(*c, msg);
+
+    const Scoped sending(inSendHook_, true);
+    WSMessage own = msg;
+    callHook(c, "preSend", [&] { server_.callPreSend(user, own); });
+    if (c->state != State::open || !queueMessage(*c, own)) return false;
+    callHook(c, "postSend", [&] { server_.callPostSend(user, own); });
+    return true;
+}
+
+// To all, if `user` is null. Nobody comes or goes in connections_ on the way: users are
+// added and removed between hooks only.
+int WSLoop::sendToAllBut(const WSBaseUser *user, const WSMessage &msg) {
+    int sent = 0;
+    for (const auto &connection : connections_) {
+        WSBaseUser *receiver = connection->user.get();
+        if (receiver != nullptr && receiver != user && sendToUser(*receiver, msg)) ++sent;
+    }
+    return sent;
+}
+
+// Queues one data frame; we never fragment, for a frame can have any length (RFC 6455
+// 5.2). If it does not fit, it may once the kernel has taken what waits. False, and the user
+// is lost, if even then it does not: no message is dropped silently.
+bool WSLoop::queueMessage(WSConnection &c, const WSMessage &msg) {
+    const auto &body = msg.body_;
+    const std::size_t size = body->payload.size();
+    const auto fits = [&] {
+        return c.queued() == 0 || c.queued() + size + kMaxFrameHeader <= config_.maxQueuedBytes;
+    };
+    if (!fits()) flush(c);
+    if (c.state != State::open) return false;
+    if (!fits()) {
+        log(WSLevel::warning, [&] { return nameOf(c) + " reads too slowly: maxQueuedBytes"; });
+        end(c, kPolicyViolation, "too slow", State::dead);
+        return false;
+    }
+    const Opcode opcode = body->binary ? Opcode::binary : Opcode::text;
+    if (size < config_.shareBytes) {
+        queueFrame(c, opcode, body->payload);
+    } else {
+        std::array<char, kMaxFrameHeader> header;
+        queueBytes(c, encodeFrameHeader(header, opcode, size));
+        queueBytes(c, std::shared_ptr<const std::string>(body, &body->payload));
+    }
+    return c.state == State::open;
+}
+
+// Queues a frame whose payload is copied.
+void WSLoop::queueFrame(WSConnection &c, Opcode opcode, std::string_view payload) {
+    std::array<char, kMaxFrameHeader> header;
+    queueBytes(c, encodeFrameHeader(header, opcode, payload.size()));
+    queueBytes(c, payload);
+}
+
+// Queues bytes, copied or shared. Who can not have the memory for it is lost.
+template <class Bytes>
+void WSLoop::queueBytes(WSConnection &c, Bytes &&bytes) {
+    guarded(c, [&] {
+        if (!c.outbox) c.outbox = take(spareOutboxes_);
+        c.outbox->append(std::forward<Bytes>(bytes));
+        touch(c);
+    });
+}
+
+// Has write() look at this connection at the end of the turn.
+void WSLoop::touch(WSConnection &c) {
+    if (c.touched) return;
+    c.touched = true;
+    touched_.push_back(&c);
+}
+
+namespace {
+
+// send() is a little cheaper than sendmsg() for the usual one piece.
+ssize_t sendPieces(int fd, iovec *pieces, std::size_t count) {
+    if (count == 1) return ::send(fd, pieces->iov_base, pieces->iov_len, MSG_NOSIGNAL);
+    msghdr message{};
+    message.msg_iov = pieces;
+    message.msg_iovlen = count;
+    return ::sendmsg(fd, &message, MSG_NOSIGNAL);
+}
+
+}  // namespace
+
+// Writes what is queued, in one system call; what is left waits for POLLOUT. The only place
+// that writes.
+void WSLoop::flush(WSConnection &c) {
+    if (c.state == State::dead) return;
+    const bool waited = std::exchange(c.stalled, false);
+    if (c.queued() > 0) {
+        std::array<iovec, kMaxPieces> pieces;
+        const ssize_t sent = sendPieces(c.fd, pieces.data(), c.outbox->gather(pieces));
+        if (sent < 0 && !wouldBlock(errno) && errno != EINTR) return lose(c, "connection lost");
+        if (sent > 0) wrote(c, static_cast<std::size_t>(sent), waited);
+        c.stalled = c.queued() > 0;
+    }
+    if (!c.stalled) flushed(c);
+    updateEvents(c);
+}
+
+// If the kernel had no place before, and has some now, the peer is alive: it took something.
+// Who is on the way out gets more time for each step.
+void WSLoop::wrote(WSConnection &c, std::size_t size, bool waited) {
+    c.outbox->sent(size);
+    if (waited) heardOf(c);
+    if (c.state > State::open) c.deadline = now_ + milliseconds(config_.closeSeconds);
+    if (c.queued() > 0 || !c.outbox->pong) return;
+    const std::string payload = *std::exchange(c.outbox->pong, std::nullopt);
+    if (c.state <= State::closing) queueFrame(c, Opcode::pong, payload);
+}
+
+// All is written. If it was the last, our side is shut down, so that the peer reads it to
+// its end: close() with unread input would make the kernel reset the connection, and the
+// peer lose what is under way (RFC 9112 9.6; RFC 6455 7.1.1 describes the same).
+void WSLoop::flushed(WSConnection &c) {
+    if (c.outbox) giveBack(spareOutboxes_, c.outbox);
+    if (c.state != State::flushing) return;
+    ::shutdown(c.fd, SHUT_WR);
+    c.state = State::lingering;
+    c.deadline = now_ + milliseconds(config_.closeSeconds);
+    if (c.inputEnded) lose(c, "");
+}
+
+// Who does not take what is queued is not read from: it throttles itself.
+void WSLoop::updateEvents(const WSConnection &c) {
+    const bool throttled = c.state == State::open && c.queued() > config_.lowMarkBytes;
+    int events = 0;
+    if (!c.inputEnded && !throttled) events |= POLLIN;
+    if (c.stalled) events |= POLLOUT;
+    pollfds_[firstConnection_ + c.slot].events = static_cast<short>(events);
+}
+
+// ============================================================================
+// 5. Users
+//
+// Whatever ends a connection comes through end(): it only notes why and moves the state
+// forward. Nothing is freed and no hook runs before bury(), so hooks, broadcasts and walks
+// over the users can go on whoever ends on the way. The two ways that need no closing
+// handshake are fail(), for peers that break the protocol (RFC 6455 7.1.7), and lose(), for
+// those that are gone.
+// ============================================================================
+
+// Starts the closing handshake (RFC 6455 7.1.2): our Close is queued behind what was sent
+// before, then the peer has closeSeconds to answer.
+void WSLoop::disconnect(WSBaseUser &user, int code, std::string_view reason) {
+    if (!isCloseCode(code))
+        throw std::invalid_argument("disconnect(): " + std::to_string(code) +
+                                    " is no close code that may be sent; see RFC 6455 7.4");
+    if (!isUtf8(reason)) throw std::invalid_argument("disconnect(): the reason is not UTF-8");
+    WSConnection *c = user.connection_;
+    if (c == nullptr) return;
+    if (c == newcomer_) return refuse(user, 403, reason);
+    if (c->state != State::open) return;
+    const std::string payload = encodeClose(code, reason);
+    std::string said = payload.substr(2);
+    queueFrame(*c, Opcode::close, payload);
+    end(*c, code, std::move(said), State::closing);
+}
+
+void WSLoop::refuse(WSBaseUser &user, int status, std::string_view text) {
+    if (newcomer_ == nullptr || user.connection_ != newcomer_)
+        throw std::logic_error("refuse() is for preConnect(), and for the user it was called with");
+    if (status < 400 || status > 599)
+        throw std::invalid_argument("refuse(): status " + std::to_string(status) +
+                                    " is not between 400 and 599");
+    refusal_ = plainResponse(status, text);
+}
+
+// The peer broke the protocol: it is told so, then the connection is closed, without
+// waiting for its answer (RFC 6455 7.1.7).
+void WSLoop::fail(WSConnection &c, int code, std::string reason) {
+    const std::string payload = encodeClose(code, reason);
+    if (c.state == State::open) queueFrame(c, Opcode::close, payload);
+    end(c, code, std::move(reason), State::flushing);
+}
+
+// The peer is gone, or shall be: nothing more is read or written. A `reason` of up to 15
+// bytes takes no memory from the heap, which may be what is missing.
+void WSLoop::lose(WSConnection &c, std::string reason) {
+    end(c, kConnectionLost, std::move(reason), State::dead);
+}
+
+// Moves a connection on towards its end. Code and reason are for the hooks, and the first
+// ones count.
+void WSLoop::end(WSConnection &c, int code, std::string reason, State next) {
+    if (!inTurn_) now_ = monotonicNow();
+    if (c.state == State::open) {
+        c.user->closeReason_ = std::move(reason);
+        c.user->closeCode_ = code;
+        --userCount_;
+    }
+    if (c.state <= State::open) c.deadline = now_ + milliseconds(config_.closeSeconds);
+    c.state = std::max(c.state, next);
+    touch(c);
+    if (!c.marked) marked_.push_back(&c);
+    c.marked = true;
+}
+
+// The last two hooks of a user, and its end. The connection may live on for a while, to
+// write what is queued and to close properly.
+void WSLoop::sayGoodbye(WSConnection &c) {
+    if (!c.user || c.state <= State::open) return;
+    log(WSLevel::debug, [&] {
+        return nameOf(c) + " left: " + std::to_string(c.user->closeCode_) + ' ' +
+               c.user->closeReason_;
+    });
+    callHook(&c, "preDisconnect", [&] { server_.callPreDisconnect(*c.user, c.fd); });
+    callHook(&c, "postDisconnect", [&] { server_.postDisconnect(); });
+    c.user.reset();
+    --withUser_;
+}
+
+// The one place that closes a connection's socket. The last connection takes its slot.
+void WSLoop::remove(WSConnection &c) {
+    if (c.touched) touched_.erase(std::find(touched_.begin(), touched_.end(), &c));
+    ::close(c.fd);
+    const std::size_t slot = c.slot;
+    connections_.back()->slot = slot;
+    std::swap(connections_[slot], connections_.back());
+    connections_.pop_back();
+    pollfds_[firstConnection_ + slot] = pollfds_.back();
+    pollfds_.pop_back();
+}
+
+// Whether there is room for this newcomer. If there is none, the idle users go first.
+bool WSLoop::hasRoomFor(const WSConnection &newcomer) {
+    const auto full = [this] { return userCount_ >= config_.maxUsers; };
+    for (std::size_t i = 0; full() && i < connections_.size(); ++i)
+        disconnectIfIdle(*connections_[i]);
+    if (full()) return false;
+    if (config_.maxUsersPerAddress <= 0) return true;
+    const auto sameAddress = [&](const auto &c) {
+        return c->state == State::open && c->address == newcomer.address;
+    };
+    return std::count_if(connections_.begin(), connections_.end(), sameAddress) <
+           config_.maxUsersPerAddress;
+}
+
+void WSLoop::disconnectIfIdle(WSConnection &c) {
+    bool idle = false;
+    if (c.state == State::open) callHook(&c, "isIdle", [&] { idle = c.user->isIdle(); });
+    if (idle && c.state == State::open) disconnect(*c.user, kGoingAway, "idle");
+}
+
+// The one place that calls hooks. True if the hook returned. If it threw, that is logged,
+// and the user it was about is closed with 1011.
+template <class Hook>
+bool WSLoop::callHook(WSConnection *c, const char *name, Hook &&hook) {
+    try {
+        hook();
+        return true;
+    } catch (const std::exception &e) {
+        hookThrew(c, name, e.what());
+    } catch (...) {
+        hookThrew(c, name, "something that is no std::exception");
+    }
+    return false;
+}
+
+void WSLoop::hookThrew(WSConnection *c, const char *name, const char *what) {
+    log(WSLevel::error, [&] { return std::string(name) + "() threw: " + what; });
+    if (c != nullptr && c->state == State::open) fail(*c, kInternalError, "");
+}
+
+// Peers have a say in what is logged: see printable(). A console() that makes the server
+// log again is not called for that; what goes wrong here has no place left to complain.
+template <class MakeText>
+void WSLoop::log(WSLevel level, MakeText &&makeText) {
+    if (inConsole_ || (level == WSLevel::debug && !config_.debug)) return;
+    const Scoped talking(inConsole_, true);
+    try {
+        server_.console(level, printable(makeText()));
+    } catch (...) {  // NOLINT(bugprone-empty-catch)
+    }
+}
+
+// ============================================================================
+// 6. The handshake's glue
+//
+// From accept() to the moment when the user is open, or the request is answered with
+// something else than 101. What a request must look like is decided by pure functions in
+// section 10; here are the socket, the clock, the room and the hooks.
+// ============================================================================
+
+namespace {
+
+bool setNonBlocking(int fd) {
+    return ::fcntl(fd, F_SETFL, O_NONBLOCK) == 0 && ::fcntl(fd, F_SETFD, FD_CLOEXEC) == 0;
+}
+
+// We join what belongs together ourselves.
+void prepareSocket(int fd) {
+    const int on = 1;
+    ::setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof on);
+#ifdef WS_SET_NOSIGPIPE
+    ::setsockopt(fd, SOL_SOCKET, SO_NOSIGPIPE, &on, sizeof on);
+#endif
+}
+
+// accept() of a socket that does not block and is not inherited; -1 and errno if none came.
+int acceptNonBlocking(int listener, sockaddr_storage &peer) {
+    socklen_t size = sizeof peer;
+    auto *address = reinterpret_cast<sockaddr *>(&peer);
+#if defined(__linux__) || defined(__FreeBSD__)
+    const int fd = ::accept4(listener, address, &size, SOCK_NONBLOCK | SOCK_CLOEXEC);
+#else
+    const int fd = ::accept(listener, address, &size);
+    if (fd >= 0) setNonBlocking(fd);
+#endif
+    if (fd >= 0) prepareSocket(fd);
+    return fd;
+}
+
+// "127.0.0.1", "::1".
+std::string numericAddress(const sockaddr_storage &address) {
+    std::array<char, INET6_ADDRSTRLEN> text{};
+    const void *bytes = nullptr;
+    if (address.ss_family == AF_INET)
+        bytes = &reinterpret_cast<const sockaddr_in &>(address).sin_addr;
+    else if (address.ss_family == AF_INET6)
+        bytes = &reinterpret_cast<const sockaddr_in6 &>(address).sin6_addr;
+    if (bytes != nullptr) ::inet_ntop(address.ss_family, bytes, text.data(), text.size());
+    return text.data();
+}
+
+// Seconds after which somebody may have left: a guess that keeps clients from hurrying.
+constexpr const char *kRetryAfter = "10";
+
+}  // namespace
+
+// Accepts who waits at a listener, some at a time. One that is gone again is ordinary; any
+// other trouble (no descriptor is left, or no memory) lasts, so the listeners rest.
+void WSLoop::connect(int listener) {
+    for (int i = 0; i < config_.acceptsPerTurn; ++i) {
+        sockaddr_storage peer{};
+        const int fd = acceptNonBlocking(listener, peer);
+        if (fd >= 0) {
+            trouble_ = 0;
+            add(fd, peer);
+        } else if (wouldBlock(errno)) {
+            return;
+        } else if (errno != EINTR && errno != ECONNABORTED) {
+            return restListeners(errno);
+        }
+    }
+}
+
+// A connection is born, without a user. There is always place to note its end.
+void WSLoop::add(int fd, const sockaddr_storage &peer) {
+    makePendingRoom();
+    try {
+        const std::size_t size = connections_.size() + 1;
+        growTo(pollfds_, firstConnection_ + size);
+        growTo(connections_, size);
+        growTo(touched_, size);
+        growTo(marked_, size);
+        auto c = std::make_unique<WSConnection>();
+        c->fd = fd;
+        c->slot = connections_.size();
+        c->address = numericAddress(peer);
+        c->lastByte = now_;
+        c->deadline = now_ + milliseconds(config_.handshakeSeconds);
+        pollfds_.push_back({fd, POLLIN, 0});
+        connections_.push_back(std::move(c));
+    } catch (const std::bad_alloc &) {
+        ::close(fd);
+    }
+}
+
+// Who is neither open nor dead holds a descriptor without being a user. If there are too
+// many of these, the one whose time is up first goes now.
+void WSLoop::makePendingRoom() {
+    if (connections_.size() - withUser_ < static_cast<std::size_t>(config_.maxPending)) return;
+    WSConnection *oldest = nullptr;
+    for (const auto &c : connections_)
+        if (!c->user && c->state != State::dead && (!oldest || c->deadline < oldest->deadline))
+            oldest = c.get();
+    if (oldest != nullptr) lose(*oldest, "");
+}
+
+// Collects the request's head, however it trickles in, and has it answered. What follows
+// it in the same packet are frames, or bytes that nobody will ever look at.
+void WSLoop::doHandshake(WSConnection &c, char *bytes, std::size_t size) {
+    const std::size_t seen = c.head.size();
+    const std::size_t room = config_.maxRequestBytes - std::min(seen, config_.maxRequestBytes);
+    c.head.append(bytes, std::min(size, room));
+    RequestHead head;
+    const Progress progress = parseHead(c.head, seen, head);
+    if (progress.answer == Progress::needMore) {
+        if (size >= room) answer(c, plainResponse(431, "The request's head is too large."));
+        return;
+    }
+    if (progress.answer == Progress::bad)
+        return answer(c, plainResponse(progress.code, progress.reason));
+    c.head.resize(progress.used);
+    answerRequest(c, head);
+    const std::size_t used = progress.used - seen;
+    readFrames(c, bytes + used, size - used);
+}
+
+// Decides what the answer is: a refusal, an HTTP response, or 101 and a new user.
+void WSLoop::answerRequest(WSConnection &c, const RequestHead &head) {
+    WSResponse refusal = checkRequest(head);
+    if (refusal.status == 0 && !asksForWebSocket(head)) return answerPlain(c);
+    if (refusal.status == 0) refusal = checkUpgrade(head);
+    if (refusal.status == 0 && !originAllowed(head))
+        refusal = plainResponse(403, "This origin is not allowed to connect.");
+    if (refusal.status == 0 && !hasRoomFor(c)) {
+        refusal = plainResponse(503, "There is no room for another user.");
+        refusal.headers.emplace_back("Retry-After", kRetryAfter);
+    }
+    if (refusal.status != 0) return answer(c, refusal, head.method != "HEAD");
+
+    std::string response =
+        "HTTP/1.1 101 Switching Protocols\r\n"
+        "Upgrade: websocket\r\n"
+        "Connection: Upgrade\r\n"
+        "Sec-WebSocket-Accept: " +
+        acceptKey(fieldValue(head, "Sec-WebSocket-Key")) + "\r\n";
+    const std::string protocol = chooseProtocol(config_.protocols, head);
+    if (!protocol.empty()) response += "Sec-WebSocket-Protocol: " + protocol + "\r\n";
+    welcome(c, response + "\r\n", protocol);
+}
+
+// An origin is compared as a whole, in one spelling. It can only be trusted in browsers,
+// and only there it matters (RFC 6455 10.2).
+bool WSLoop::originAllowed(const RequestHead &head) const {
+    const std::size_t count = countFields(head, "Origin");
+    if (count == 0) return !config_.requireOrigin;
+    if (origins_.empty()) return true;
+    if (count > 1) return false;
+    const std::optional<std::string> origin = normalOrigin(fieldValue(head, "Origin"));
+    return origin && std::find(origins_.begin(), origins_.end(), *origin) != origins_.end();
+}
+
+// Makes the user, and lets it in unless preConnect() refuses it. From here on the text of
+// the request's head belongs to the user.
+void WSLoop::welcome(WSConnection &c, const std::string &response, const std::string &protocol) {
+    refusal_.reset();
+    const bool returned = callHook(&c, "preConnect", [&] {
+        c.user = server_.makeUser();
+        introduce(c, protocol);
+        const Scoped coming(newcomer_, &c);
+        server_.callPreConnect(*c.user, c.fd);
+    });
+    if (!returned || refusal_) {
+        c.user.reset();
+        return answer(c, returned ? *refusal_ : plainResponse(500, "Something went wrong."));
+    }
+    c.state = State::open;
+    ++userCount_;
+    ++withUser_;
+    queueBytes(c, response);
+    log(WSLevel::debug, [&] { return nameOf(c) + " came: " + c.user->request().path(); });
+    callHook(&c, "postConnect", [&] { server_.callPostConnect(*c.user, c.fd); });
+}
+
+// What a user knows about itself.
+void WSLoop::introduce(WSConnection &c, const std::string &protocol) {
+    WSBaseUser &user = *c.user;
+    user.connection_ = &c;
+    user.id_ = ++lastId_;
+    user.socket_ = c.fd;
+    user.clock_ = &now_;
+    user.lastMessage_ = now_;
+    user.request_ = WSRequest(std::move(c.head), c.address);
+    user.protocol_ = protocol;
+}
+
+// A GET that asks for no WebSocket.
+void WSLoop::answerPlain(WSConnection &c) {
+    WSResponse response;
+    const WSRequest request(std::move(c.head), c.address);
+    if (!callHook(nullptr, "httpRequest", [&] { server_.httpRequest(request, response); }))
+        response = plainResponse(500, "Something went wrong.");
+    if (response.status == 0) response = upgradeRequired();
+    if (!isSendable(response)) {
+        log(WSLevel::error, [] { return "httpRequest() gave a response that can not be sent"; });
+        response = plainResponse(500, "Something went wrong.");
+    }
+    answer(c, response);
+}
+
+// Answers with anything but 101, and that is all: what comes later is read, so that the
+// answer arrives, but never parsed.
+void WSLoop::answer(WSConnection &c, const WSResponse &response, bool withBody) {
+    log(WSLevel::debug,
+        [&] { return c.address + " was answered " + std::to_string(response.status); });
+    queueBytes(c, std::make_shared<const std::string>(
+                      encodeResponse(response, std::time(nullptr), withBody)));
+    end(c, 0, {}, State::flushing);
+}
+
+// ============================================================================
+// 7. Listening
+//
+// Sockets, signals and limits: what is between us and the system. What only some systems
+// have stands beside its portable twin.
+// ============================================================================
+
+namespace {
+
+[[noreturn]] void reject(const std::string &field, const std::string &value, const char *what) {
+    throw std::invalid_argument(field + " is " + value + ": " + what);
+}
+
+template <class Number>
+void require(bool fine, const char *field, Number value, const char *what) {
+    if (!fine) reject(field, std::to_string(value), what);
+}
+
+void checkSeconds(const char *field, double seconds, bool zeroIsFine) {
+    constexpr double kMost = 1e6;  // 11 days; keeps milliseconds far from overflow
+    require((zeroIsFine ? seconds >= 0 : seconds > 0) && seconds <= kMost, field, seconds,
+            zeroIsFine ? "set a number of seconds from 0 to 1000000"
+                       : "set a number of seconds above 0, at most 1000000");
+}
+
+// Throws std::invalid_argument, with a sentence that names the field, for the first
+// field that makes no sense.
+void checkConfig(const WSBaseConfig &config) {
+    require(config.port >= 0 && config.port <= 65535, "port", config.port,
+            "set 0 (the system picks one) to 65535");
+    require(config.maxUsers >= 1, "maxUsers", config.maxUsers, "set at least 1");
+    require(config.maxPending >= 1, "maxPending", config.maxPending, "set at least 1");
+    require(config.maxUsersPerAddress >= 0, "maxUsersPerAddress", config.maxUsersPerAddress,
+            "set at least 1, or 0 for no limit");
+    require(config.maxMessagesPerSecond >= 0, "maxMessagesPerSecond", config.maxMessagesPerSecond,
+            "set at least 1, or 0 for no limit");
+    require(config.maxRequestBytes >= 1, "maxRequestBytes", config.maxRequestBytes,
+            "set at least 1");
+    require(config.maxMessageBytes >= 1, "maxMessageBytes", config.maxMessageBytes,
+            "set at least 1");
+    require(config.maxFragments >= 1, "maxFragments", config.maxFragments, "set at least 1");
+    require(config.maxQueuedBytes >= 1, "maxQueuedBytes", config.maxQueuedBytes, "set at least 1");
+    require(config.maxJsonDepth >= 1 && config.maxJsonDepth <= 1000, "maxJsonDepth",
+            config.maxJsonDepth, "set 1 to 1000, what a stack holds");
+    require(config.readBytes >= 1, "readBytes", config.readBytes, "set at least 1");
+    require(config.acceptsPerTurn >= 1, "acceptsPerTurn", config.acceptsPerTurn, "set at least 1");
+    checkSeconds("handshakeSeconds", config.handshakeSeconds, false);
+    checkSeconds("pingSeconds", config.pingSeconds, true);
+    checkSeconds("closeSeconds", config.closeSeconds, false);
+    checkSeconds("shutdownSeconds", config.shutdownSeconds, true);
+    checkSeconds("restSeconds", config.restSeconds, false);
+    for (const std::string &protocol : config.protocols)
+        if (!isToken(protocol))
+            reject("protocols", quoted(protocol), "a subprotocol is a token, such as \"chat.v1\"");
+}
+
+std::vector<std::string> checkOrigins(const std::vector<std::string> &entries) {
+    std::vector<std::string> origins;
+    for (const std::string &entry : entries) {
+        const std::optional<std::string> origin = normalOrigin(entry);
+        if (!origin)
+            reject("uniqueOrigin", quoted(entry),
+                   "no origin; write scheme://host or "
+                   "scheme://host:port, without a path, as browsers send it");
+        origins.push_back(*origin);
+    }
+    return origins;
+}
+
+std::array<int, 2> makeWakePipe() {
+    std::array<int, 2> ends{};
+#ifdef __linux__
+    if (::pipe2(ends.data(), O_NONBLOCK | O_CLOEXEC) == 0) return ends;
+#else
+    if (::pipe(ends.data()) == 0 && setNonBlocking(ends[0]) && setNonBlocking(ends[1])) return ends;
+#endif
+    throw std::system_error(errno, std::generic_category(), "cannot make a pipe");
+}
+
+// The pipe of the server that wants a signal; 0 for none. All that a handler may touch.
+constexpr int kSignals = 65;  // they are numbered from 1 to 64 at most
+std::array<std::atomic<int>, kSignals> signalPipes;
+
+void wake(int pipe, char why) noexcept {
+    const int error = errno;  // a signal handler must not change it
+    [[maybe_unused]] const ssize_t written = ::write(pipe, &why, 1);  // full: it is awake already
+    errno = error;
+}
+
+void onSignal(int signal) {
+    const int pipe = signalPipes[static_cast<std::size_t>(signal)];
+    if (pipe != 0) wake(pipe, kBySignal);
+}
+
+void setPort(sockaddr_storage &address, int port) {
+    const in_port_t value = htons(static_cast<in_port_t>(port));
+    if (address.ss_family == AF_INET) reinterpret_cast<sockaddr_in &>(address).sin_port = value;
+    if (address.ss_family == AF_INET6) reinterpret_cast<sockaddr_in6 &>(address).sin6_port = value;
+}
+
+int portOf(int listener) {
+    sockaddr_storage address{};
+    socklen_t size = sizeof address;
+    ::getsockname(listener, reinterpret_cast<sockaddr *>(&address), &size);
+    const bool six = address.ss_family == AF_INET6;
+    return ntohs(six ? reinterpret_cast<sockaddr_in6 &>(address).sin6_port
+                     : reinterpret_cast<sockaddr_in &>(address).sin_port);
+}
+
+// A name may resolve to the same address twice.
+bool isRepeated(const addrinfo *list, const addrinfo *where) {
+    for (; list != where; list = list->ai_next)
+        if (list->ai_addrlen == where->ai_addrlen &&
+            std::memcmp(list->ai_addr, where->ai_addr, where->ai_addrlen) == 0)
+            return true;
+    return false;
+}
+
+using AddressList = std::unique_ptr<addrinfo, decltype(&::freeaddrinfo)>;
+
+// Every address that the configured one resolves to.
+AddressList resolve(const WSBaseConfig &config) {
+    addrinfo hints{};
+    hints.ai_family = AF_UNSPEC;
+    hints.ai_socktype = SOCK_STREAM;
+    hints.ai_flags = AI_PASSIVE | AI_NUMERICSERV;
+    const std::string port = std::to_string(config.port);
+    const char *host = config.address.empty() ? nullptr : config.address.c_str();
+    addrinfo *list = nullptr;
+    const int error = ::getaddrinfo(host, port.c_str(), &hints, &list);
+    if (error != 0)
+        throw std::runtime_error("address is " + quoted(config.address) +
+                                 ": it does not resolve (" + ::gai_strerror(error) +
+                                 "); set a host name or address of this machine");
+    return {list, &::freeaddrinfo};
+}
+
+// A listening socket, or -1 and errno.
+int openListeningSocket(const addrinfo &where, int port) {
+    const int fd = ::socket(where.ai_family, where.ai_socktype, where.ai_protocol);
+    if (fd < 0) return -1;
+    sockaddr_storage address{};
+    std::memcpy(&address, where.ai_addr, where.ai_addrlen);
+    setPort(address, port);
+    const int on = 1;
+    ::setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &on, sizeof on);
+    if (where.ai_family == AF_INET6) ::setsockopt(fd, IPPROTO_IPV6, IPV6_V6ONLY, &on, sizeof on);
+    if (setNonBlocking(fd) &&
+        ::bind(fd, reinterpret_cast<sockaddr *>(&address), where.ai_addrlen) == 0 &&
+        ::listen(fd, SOMAXCONN) == 0)
+        return fd;
+    const int error = errno;
+    ::close(fd);
+    errno = error;
+    return -1;
+}
+
+}  // namespace
+
+WSLoop::WSLoop(WSBaseServer &server, WSBaseConfig &config)
+    : server_(server), config_(config), now_(monotonicNow()), wakePipe_(makeWakePipe()) {
+    pollfds_.push_back({wakePipe_[0], POLLIN, 0});
+    spareReaders_.reserve(kSpareBuffers);
+    spareOutboxes_.reserve(kSpareBuffers);
+}
+
+WSLoop::~WSLoop() {
+    for (const auto &[signal, before] : oldHandlers_) {
+        ::sigaction(signal, &before, nullptr);
+        signalPipes[static_cast<std::size_t>(signal)] = 0;
+    }
+    for (const auto &connection : connections_) ::close(connection->fd);
+    closeListeners();
+    ::close(wakePipe_[0]);
+    ::close(wakePipe_[1]);
+}
+
+void WSLoop::listen() {
+    if (firstConnection_ > 1) return;
+    checkConfig(config_);
+    origins_ = checkOrigins(config_.uniqueOrigin);
+    openListeners();
+    raiseFileLimit();
+    log(WSLevel::debug, [&] {
+        return "listening at " + (config_.address.empty() ? "every address" : config_.address) +
+               ", port " + std::to_string(port_);
+    });
+}
+
+// All addresses get the same port. Where the system picks it for the first of them, another
+// one may find it taken: then they begin anew, a few times.
+void WSLoop::openListeners() {
+    const AddressList list = resolve(config_);
+    int error = EADDRINUSE;
+    for (int tries = config_.port == 0 ? 10 : 1; tries > 0 && error == EADDRINUSE; --tries) {
+        closeListeners();
+        error = openListenersOf(list.get());
+    }
+    if (error == 0) return;
+    closeListeners();
+    throw std::runtime_error("address " + quoted(config_.address) + ", port " +
+                             std::to_string(config_.port) + ": cannot listen there (" +
+                             errorText(error) +
+                             "); stop what has the port, or set another address or port");
+}
+
+// 0, or what was wrong with an address. Those that this machine hasn't got (IPv6 may be
+// switched off) are passed over, if there is another.
+int WSLoop::openListenersOf(const addrinfo *list) {
+    port_ = config_.port;
+    for (const addrinfo *where = list; where != nullptr; where = where->ai_next) {
+        if (isRepeated(list, where)) continue;
+        const int fd = openListeningSocket(*where, port_);
+        if (fd < 0 && (errno == EADDRNOTAVAIL || errno == EAFNOSUPPORT)) continue;
+        if (fd < 0) return errno;
+        port_ = portOf(fd);
+        pollfds_.insert(pollfds_.begin() + 1, {fd, POLLIN, 0});
+        ++firstConnection_;
+    }
+    return firstConnection_ > 1 ? 0 : EADDRNOTAVAIL;
+}
+
+void WSLoop::closeListeners() {
+    for (; firstConnection_ > 1; --firstConnection_) {
+        ::close(pollfds_[1].fd);
+        pollfds_.erase(pollfds_.begin() + 1);
+    }
+    restUntil_ = 0;
+    port_ = 0;
+}
+
+// Without descriptors, a listener that is ready would keep poll() from ever waiting.
+// That is logged when it begins, not each time that it goes on.
+void WSLoop::restListeners(int error) {
+    if (error != trouble_)
+        log(WSLevel::warning, [&] { return "cannot accept, trying again: " + errorText(error); });
+    trouble_ = error;
+    restUntil_ = now_ + milliseconds(config_.restSeconds);
+    for (std::size_t i = 1; i < firstConnection_; ++i) pollfds_[i].events = 0;
+}
+
+void WSLoop::wakeListeners() {
+    restUntil_ = 0;
+    for (std::size_t i = 1; i < firstConnection_; ++i) pollfds_[i].events = POLLIN;
+}
+
+// Each connection takes a descriptor. The soft limit is ours to raise, up to the hard one.
+void WSLoop::raiseFileLimit() {
+    constexpr rlim_t kOthers = 64;  // listeners, the program's own files
+    const auto wanted =
+        static_cast<rlim_t>(config_.maxUsers) + static_cast<rlim_t>(config_.maxPending) + kOthers;
+    rlimit limit{};
+    if (::getrlimit(RLIMIT_NOFILE, &limit) != 0 || limit.rlim_cur >= wanted) return;
+    limit.rlim_cur = std::min(wanted, limit.rlim_max);
+    if (::setrlimit(RLIMIT_NOFILE, &limit) == 0 && limit.rlim_cur == wanted) return;
+    log(WSLevel::warning, [&] {
+        return "only " + std::to_string(limit.rlim_cur) +
+               " files may be open, but maxUsers and "
+               "maxPending may need " +
+               std::to_string(wanted) + "; raise the limit (ulimit -n)";
+    });
+}
+
+// Legal in a signal handler: nothing but write().
+void WSLoop::stop() noexcept { wake(wakePipe_[1], kByStop); }
+
+void WSLoop::stopOn(std::initializer_list<int> signals) {
+    for (const int signal : signals) {
+        if (signal < 1 || signal >= kSignals)
+            throw std::invalid_argument("stopOn(): there is no signal " + std::to_string(signal));
+        std::atomic<int> &pipe = signalPipes[static_cast<std::size_t>(signal)];
+        if (pipe == wakePipe_[1]) continue;
+        if (pipe != 0) throw std::logic_error("stopOn(): another server has that signal");
+        struct sigaction action {
+        }, before{};
+        action.sa_handler = onSignal;
+        action.sa_flags = SA_RESTART;
+        ::sigemptyset(&action.sa_mask);
+        if (::sigaction(signal, &action, &before) != 0)
+            throw std::system_error(errno, std::generic_category(), "stopOn()");
+        pipe = wakePipe_[1];
+        oldHandlers_.emplace_back(signal, before);
+    }
+}
+
+// The face of it all: server.h says what these do.
+
+WSBaseServer::WSBaseServer(std::unique_ptr<WSBaseConfig> config)
+    : config_(std::move(config)), loop_(std::make_unique<WSLoop>(*this, *config_)) {}
+
+WSBaseServer::~WSBaseServer() = default;
+
+void WSBaseServer::run() { loop_->run(); }
+void WSBaseServer::listen() { loop_->listen(); }
+int WSBaseServer::port() const { return loop_->port_; }
+bool WSBaseServer::turn(std::chrono::milliseconds timeout) { return loop_->turn(timeout); }
+void WSBaseServer::shutdown() { loop_->stopAsked_ = true; }
+void WSBaseServer::stop() noexcept { loop_->stop(); }
+void WSBaseServer::stopOn(std::initializer_list<int> signals) { loop_->stopOn(signals); }
+
+bool WSBaseServer::sendToUser(WSBaseUser &user, const WSMessage &msg) {
+    return loop_->sendToUser(user, msg);
+}
+int WSBaseServer::sendToAll(const WSMessage &msg) { return loop_->sendToAllBut(nullptr, msg); }
+int WSBaseServer::sendToAllBut(const WSBaseUser &user, const WSMessage &msg) {
+    return loop_->sendToAllBut(&user, msg);
+}
+
+void WSBaseServer::disconnect(WSBaseUser &user, int code, std::string_view reason) {
+    loop_->disconnect(user, code, reason);
+}
+void WSBaseServer::refuse(WSBaseUser &user, int status, std::string_view text) {
+    loop_->refuse(user, status, text);
+}
+
+int WSBaseServer::userCount() const { return loop_->userCount_; }
+std::size_t WSBaseServer::slotCount() const { return loop_->connections_.size(); }
+WSBaseUser *WSBaseServer::userInSlot(std::size_t slot) const {
+    const WSConnection &c = *loop_->connections_[slot];
+    return c.state == WSConnection::State::open ? c.user.get() : nullptr;
+}
+
+void WSBaseServer::httpRequest(const WSRequest &, WSResponse &) {}
+
+void WSBaseServer::console(WSLevel level, std::string_view text) {
+    const char *label = level == WSLevel::error     ? "error: "
+                        : level == WSLevel::warning ? "warning: "
+                                                    : "";
+    std::printf("%s%.*s\n", label, static_cast<int>(text.size()), text.data());
+    std::fflush(stdout);
+}
+
+// ============================================================================
+// 8. What hooks hold
 //
 // Messages, requests and users, as server.h and user.h promise them.
 // ============================================================================
@@ -485,7 +1965,7 @@ double WSBaseUser::idleSeconds() const {
 }
 
 // ============================================================================
-// The queue of unsent bytes
+// 9. The queue of unsent bytes
 //
 // A row of segments: each is either bytes that were copied, or a payload that others
 // share. Small frames that follow each other are joined in one segment, so that the usual
@@ -551,7 +2031,7 @@ void Outbox::clear() {
 }  // namespace
 
 // ============================================================================
-// HTTP heads
+// 10. HTTP heads
 //
 // The request's head as RFC 9112 wants it and no laxer: where two programs read the same
 // bytes differently (a bare LF, a folded line, a space before the colon, two Hosts), one
@@ -926,7 +2406,7 @@ std::string encodeResponse(const WSResponse &response, std::time_t now, bool wit
 }  // namespace
 
 // ============================================================================
-// Frames
+// 11. Frames
 //
 //       0                   1                   2                   3
 //       0 1 2 3 4 5 6 7 8 9 0 1 2 3 4 5 6 7 8 9 0 1 2 3 4 5 6 7 8 9 0 1
@@ -1040,7 +2520,7 @@ void unmask(char *payload, std::size_t size, const std::array<unsigned char, 4> 
 }  // namespace
 
 // ============================================================================
-// Messages
+// 12. Messages
 //
 //     message  = frame(text | binary, FIN)
 //              | frame(text | binary) *frame(continuation) frame(continuation, FIN)
@@ -1179,7 +2659,7 @@ std::string MessageReader::take() {
 }  // namespace
 
 // ============================================================================
-// Closing
+// 13. Closing
 //
 //     close payload = [ code (16 bits, network byte order) [ reason (UTF-8) ] ]
 //
@@ -1224,7 +2704,7 @@ std::string encodeClose(int code, std::string_view reason) {
 }  // namespace
 
 // ============================================================================
-// UTF-8
+// 14. UTF-8
 //
 // RFC 3629 4, as ranges of the bytes that may follow a lead byte:
 //
@@ -1291,7 +2771,7 @@ bool isUtf8(std::string_view text) {
 }  // namespace
 
 // ============================================================================
-// base64
+// 15. base64
 //
 // RFC 4648 4: three bytes are four digits of six bits; what is missing at the end is
 // written as '='.
@@ -1338,7 +2818,7 @@ std::optional<std::string> base64Decode(std::string_view text) {
 }  // namespace
 
 // ============================================================================
-// SHA-1
+// 16. SHA-1
 //
 // FIPS 180-4, sections 5.1.1, 5.3.1 and 6.1.2. It is broken for signatures; in the opening
 // handshake it only proves that the server read the key (RFC 6455 10.8).

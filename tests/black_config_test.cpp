@@ -1,0 +1,355 @@
+// SPDX-License-Identifier: MIT
+// Extendible WebSocket Server
+
+// The configuration: what makes no sense is refused by a sentence that helps, where the
+// server listens, and what it prints.
+
+#include "black.h"
+
+#include <cmath>
+#include <cstdio>
+#include <limits>
+
+#include <netdb.h>
+#include <sys/resource.h>
+
+using namespace black;
+
+namespace {
+
+// Nothing of it is replaced.
+class PlainServer : public WebSocketServer<User, Config> {
+  public:
+    using WebSocketServer::WebSocketServer;
+    void process(User &, WSMessage &) override {}
+};
+
+// What listen() complains of; "" if it does not.
+template <class Exception>
+std::string complaint(const std::function<void(Config &)> &change) {
+    PlainServer server;
+    change(server.config());
+    try {
+        server.listen();
+    } catch (const Exception &e) {
+        return e.what();
+    }
+    return {};
+}
+
+bool canListen(const char *address) {
+    return complaint<std::runtime_error>([&](Config &config) { config.address = address; }).empty();
+}
+
+}  // namespace
+
+// ----------------------------------------------------------------------------
+// What makes no sense
+// ----------------------------------------------------------------------------
+
+TEST_CASE("A bad field is refused with its name, its value and what to do") {
+    struct Row {
+        std::string field, value;
+        std::function<void(Config &)> change;
+    };
+    constexpr double kNaN = std::numeric_limits<double>::quiet_NaN();
+    constexpr double kInfinity = std::numeric_limits<double>::infinity();
+    std::vector<Row> rows = {
+        {"port", "-1", [](Config &c) { c.port = -1; }},
+        {"port", "65536", [](Config &c) { c.port = 65536; }},
+        {"maxUsers", "0", [](Config &c) { c.maxUsers = 0; }},
+        {"maxUsers", "-5", [](Config &c) { c.maxUsers = -5; }},
+        {"maxPending", "0", [](Config &c) { c.maxPending = 0; }},
+        {"maxUsersPerAddress", "-1", [](Config &c) { c.maxUsersPerAddress = -1; }},
+        {"maxMessagesPerSecond", "-1", [](Config &c) { c.maxMessagesPerSecond = -1; }},
+        {"maxRequestBytes", "0", [](Config &c) { c.maxRequestBytes = 0; }},
+        {"maxMessageBytes", "0", [](Config &c) { c.maxMessageBytes = 0; }},
+        {"maxFragments", "0", [](Config &c) { c.maxFragments = 0; }},
+        {"maxQueuedBytes", "0", [](Config &c) { c.maxQueuedBytes = 0; }},
+        {"maxJsonDepth", "0", [](Config &c) { c.maxJsonDepth = 0; }},
+        {"maxJsonDepth", "100000", [](Config &c) { c.maxJsonDepth = 100'000; }},
+        {"readBytes", "0", [](Config &c) { c.readBytes = 0; }},
+        {"acceptsPerTurn", "0", [](Config &c) { c.acceptsPerTurn = 0; }},
+        {"handshakeSeconds", "0", [](Config &c) { c.handshakeSeconds = 0; }},
+        {"handshakeSeconds", "nan", [](Config &c) { c.handshakeSeconds = kNaN; }},
+        {"handshakeSeconds", "inf", [](Config &c) { c.handshakeSeconds = kInfinity; }},
+        {"pingSeconds", "-1", [](Config &c) { c.pingSeconds = -1; }},
+        {"pingSeconds", "nan", [](Config &c) { c.pingSeconds = kNaN; }},
+        {"closeSeconds", "0", [](Config &c) { c.closeSeconds = 0; }},
+        {"closeSeconds", "nan", [](Config &c) { c.closeSeconds = kNaN; }},
+        {"shutdownSeconds", "-0.5", [](Config &c) { c.shutdownSeconds = -0.5; }},
+        {"shutdownSeconds", "1000000000", [](Config &c) { c.shutdownSeconds = 1e9; }},
+        {"restSeconds", "0", [](Config &c) { c.restSeconds = 0; }},
+    };
+    for (const char *protocol : {"", "a b", "a,b", "chat/2", "\xC3\xA4", "a\r\nb"})
+        rows.push_back({"protocols", '"' + std::string(protocol) + '"', [=](Config &c) {
+                            c.protocols = {"fine", protocol};
+                        }});
+    for (const char *origin :
+         {"", "*", "null", "example.com", "https://example.com/", "https://", "https:/example.com",
+          "https://me@example.com", "https://a b", "https://a, https://b", "https://example.com:0",
+          "https://example.com:65536", "https://example.com:", "://example.com",
+          "1http://example.com", "https://[::1", "https://example.com?"})
+        rows.push_back({"uniqueOrigin", '"' + std::string(origin) + '"', [=](Config &c) {
+                            c.uniqueOrigin = {"https://example.com", origin};
+                        }});
+    for (const Row &row : rows) {
+        CAPTURE(row.field);
+        CAPTURE(row.value);
+        const std::string sentence = complaint<std::invalid_argument>(row.change);
+        CAPTURE(sentence);
+        CHECK(sentence.substr(0, row.field.size() + 4) == row.field + " is ");
+        CHECK(has(sentence, row.value));
+        CHECK((has(sentence, "set ") || has(sentence, "such as") || has(sentence, "write ")));
+    }
+}
+
+TEST_CASE("An address or port that can not be had is named, with the reason") {
+    const Server other;
+    const std::string taken =
+        complaint<std::runtime_error>([&](Config &config) { config.port = other.port(); });
+    CHECK(has(taken, "\"127.0.0.1\""));
+    CHECK(has(taken, std::to_string(other.port())));
+    CHECK(has(taken, "in use"));
+    CHECK(has(taken, "set another"));
+
+    const std::string unknown =
+        complaint<std::runtime_error>([](Config &config) { config.address = "no host"; });
+    CHECK(has(unknown, "\"no host\""));
+    CHECK(has(unknown, "does not resolve"));
+    CHECK(has(unknown, "set a host name"));
+
+    // TEST-NET-3 of RFC 5737: it resolves, but is nobody's.
+    const std::string foreign =
+        complaint<std::runtime_error>([](Config &config) { config.address = "203.0.113.1"; });
+    CHECK(has(foreign, "\"203.0.113.1\""));
+    CHECK(has(foreign, "cannot listen"));
+}
+
+TEST_CASE("What could not listen leaves nothing open, and can once that is mended") {
+    const int before = openDescriptors();
+    {
+        const Server other;
+        PlainServer server;
+        server.config().port = other.port();
+        CHECK_THROWS(server.listen());
+        CHECK_THROWS(server.run());
+        CHECK(server.port() == 0);
+        server.config().port = 0;
+        server.listen();
+        CHECK(server.port() > 0);
+        const Peer peer(server);
+    }
+    CHECK(openDescriptors() == before);
+}
+
+TEST_CASE("Zero is fine where it means no limit") {
+    CHECK(complaint<std::exception>([](Config &config) {
+              config.maxUsersPerAddress = config.maxMessagesPerSecond = 0;
+              config.pingSeconds = config.shutdownSeconds = 0;
+              config.lowMarkBytes = config.shareBytes = 0;
+              config.uniqueOrigin = {"HTTP://[::1]:8080", "custom-scheme://host"};
+          }).empty());
+    Server server([](Config &config) { config.lowMarkBytes = config.shareBytes = 0; });
+    Peer peer(server);
+    for (const char *text : {"", "a", "abc"}) {
+        peer.send(frame(kText, text));
+        CHECK(peer.next().value().payload == text);
+    }
+}
+
+// ----------------------------------------------------------------------------
+// Where it listens
+// ----------------------------------------------------------------------------
+
+TEST_CASE("With port 0 the system picks one, and port() tells it") {
+    PlainServer server;
+    CHECK(server.port() == 0);
+    server.listen();
+    const int port = server.port();
+    CHECK(port > 1023);
+    server.listen();  // done already
+    CHECK(server.port() == port);
+    const Peer peer(server);
+    CHECK(server.userCount() == 1);
+}
+
+TEST_CASE("localhost listens on every address it resolves to, at one port") {
+    for (const char *address : {"localhost", ""}) {
+        Server server([&](Config &config) { config.address = address; });
+        addrinfo hints{};
+        hints.ai_socktype = SOCK_STREAM;
+        addrinfo *list = nullptr;
+        REQUIRE(::getaddrinfo("localhost", nullptr, &hints, &list) == 0);
+        int expected = 0;
+        for (const addrinfo *one = list; one != nullptr; one = one->ai_next) {
+            char numeric[INET6_ADDRSTRLEN] = "";
+            ::getnameinfo(one->ai_addr, one->ai_addrlen, numeric, sizeof numeric, nullptr, 0,
+                          NI_NUMERICHOST);
+            if (!canListen(numeric)) continue;
+            CAPTURE(numeric);
+            Client client(server, 0, numeric);
+            client.send(upgrade());
+            CHECK(has(client.head(), " 101 "));
+            CHECK(server.userCount() == 1);
+            CHECK(server.user(static_cast<std::uint64_t>(++expected)).address() == numeric);
+            client.reset();
+            pump(server, "the end", [&] { return server.userCount() == 0; });
+        }
+        ::freeaddrinfo(list);
+        CHECK(expected > 0);
+    }
+}
+
+TEST_CASE("An IPv6 address is fine, too") {
+    if (!canListen("::1")) {
+        MESSAGE("skipped: this machine has no IPv6");
+        return;
+    }
+    Server server([](Config &config) { config.address = "::1"; });
+    Client client(server, 0, "::1");
+    client.send(upgrade());
+    CHECK(has(client.head(), " 101 "));
+    CHECK(server.user(1).address() == "::1");
+    CHECK_THROWS(Client(server.port()));  // and nowhere else
+}
+
+TEST_CASE("The soft limit of open files is raised to what may be needed") {
+    rlimit before{}, low{}, after{};
+    ::getrlimit(RLIMIT_NOFILE, &before);
+    low = before;
+    low.rlim_cur = 128;
+    ::setrlimit(RLIMIT_NOFILE, &low);
+    {
+        Server server([](Config &config) { config.maxUsers = config.maxPending = 100; });
+        ::getrlimit(RLIMIT_NOFILE, &after);
+        CHECK(after.rlim_cur >= 200);
+        CHECK(after.rlim_cur < 1000);
+        CHECK_FALSE(server.printed("ulimit"));
+    }
+    {
+        Server server([](Config &config) { config.maxUsers = config.maxPending = 10; });
+        ::getrlimit(RLIMIT_NOFILE, &low);
+        CHECK(low.rlim_cur == after.rlim_cur);  // never lowered
+    }
+    if (before.rlim_max < 1'000'000'000) {
+        Server server([](Config &config) { config.maxUsers = 1'000'000'000; });
+        ::getrlimit(RLIMIT_NOFILE, &after);
+        CHECK(after.rlim_cur == before.rlim_max);
+        CHECK(server.printed("ulimit -n"));
+    }
+    ::setrlimit(RLIMIT_NOFILE, &before);
+}
+
+TEST_CASE("What is no place to listen may be changed while the server runs") {
+    Server server;
+    Peer peer(server);
+    peer.send(frame(kText, "12345"));
+    CHECK(peer.hear() == "text 12345");
+    server.config().maxMessageBytes = 4;
+    peer.send(frame(kText, "1234"));
+    CHECK(peer.hear() == "text 1234");
+    peer.send(frame(kText, "12345"));
+    CHECK(peer.hear() == "close 1009");
+    server.config().maxUsers = 1;
+    const Peer other(server);
+    Client third(server);
+    third.send(upgrade());
+    CHECK(third.status() == 503);
+}
+
+// ----------------------------------------------------------------------------
+// What it prints
+// ----------------------------------------------------------------------------
+
+TEST_CASE("console() hears of comings and goings only if debug is true") {
+    for (const bool debug : {false, true}) {
+        CAPTURE(debug);
+        Server server;
+        server.config().debug = debug;
+        server.onProcess = [](User &, WSMessage &) { throw std::runtime_error("on purpose"); };
+        Peer peer(server, "/somewhere");
+        peer.send(frame(kText, "x"));
+        CHECK(peer.hear() == "close 1011");
+        Client page(server);
+        page.send("GET / HTTP/1.1\r\nHost: a\r\n\r\n");
+        CHECK(page.status() == 426);
+        CHECK(server.printed("user 1 (127.0.0.1) came: /somewhere") == debug);
+        CHECK(server.printed("user 1 (127.0.0.1) left: 1011") == debug);
+        CHECK(server.printed("127.0.0.1 was answered 426") == debug);
+        CHECK(server.printed("process() threw: on purpose"));
+        CHECK(server.lines.size() == (debug ? 4 : 1));
+    }
+}
+
+TEST_CASE("What peers have a say in can not play tricks on the terminal") {
+    Server server;
+    server.config().debug = true;
+    Peer peer(server);
+    peer.send(closeFrame(1000,
+                         "a\x1B[31m\r\n\x7F\xC2\x9B"
+                         "2Jb\xC3\xA4"));
+    CHECK(peer.hear() == "close 1000");
+    REQUIRE(server.lines.size() == 2);
+    CHECK(has(server.lines[1],
+              "left: 1000 a?[31m??\?\?\?"
+              "2Jb\xC3\xA4"));
+}
+
+namespace {
+
+class TalkativeServer : public PlainServer {
+  public:
+    using PlainServer::PlainServer;
+    int lines = 0;
+
+  protected:
+    void console(WSLevel, std::string_view) override {
+        ++lines;
+        for (User &user : users()) disconnect(user, 4000);  // would be told of, too
+        throw std::runtime_error("no terminal");
+    }
+};
+
+}  // namespace
+
+TEST_CASE("A console() that throws, or makes the server talk, does no harm") {
+    TalkativeServer server;
+    server.config().debug = true;
+    server.listen();
+    Peer peer(server);
+    CHECK(peer.hear() == "close 4000");
+    peer.send(closeFrame(4000));
+    CHECK(peer.hear() == "EOF");
+    CHECK(server.lines == 3);
+    CHECK(server.userCount() == 0);
+}
+
+namespace {
+
+class Announcer : public PlainServer {
+  public:
+    void announce() {
+        console(WSLevel::debug, "plain");
+        console(WSLevel::warning, "careful");
+        console(WSLevel::error, "oh");
+    }
+};
+
+}  // namespace
+
+TEST_CASE("By default console() prints to standard output, a line each") {
+    std::FILE *file = std::tmpfile();
+    REQUIRE(file != nullptr);
+    std::fflush(stdout);
+    const int before = ::dup(STDOUT_FILENO);
+    ::dup2(::fileno(file), STDOUT_FILENO);
+    Announcer().announce();
+    ::dup2(before, STDOUT_FILENO);
+    ::close(before);
+    std::string printed(100, '\0');
+    std::rewind(file);
+    printed.resize(std::fread(printed.data(), 1, printed.size(), file));
+    std::fclose(file);
+    CHECK(printed == "plain\nwarning: careful\nerror: oh\n");
+}

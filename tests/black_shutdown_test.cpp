@@ -1,0 +1,335 @@
+// SPDX-License-Identifier: MIT
+// Extendible WebSocket Server
+
+// The end: shutdown(), stop() and signals, what still arrives, and that nothing is left over.
+
+#include "black.h"
+
+#include <csignal>
+#include <future>
+#include <thread>
+
+using namespace black;
+
+namespace {
+
+// A server that runs in a thread of its own; the destructor ends it.
+class Running {
+  public:
+    explicit Running(Server &server) : server_(server), end_(ended_.get_future()) {
+        thread_ = std::thread([this] {
+            server_.run();
+            ended_.set_value();
+        });
+    }
+    ~Running() {
+        if (!waitForEnd(0s)) server_.stop();
+        thread_.join();
+    }
+    Running(const Running &) = delete;
+    Running &operator=(const Running &) = delete;
+
+    // False if it has not ended in time.
+    bool waitForEnd(std::chrono::seconds patience = kPatience) {
+        return end_.wait_for(patience) == std::future_status::ready;
+    }
+
+  private:
+    Server &server_;
+    std::promise<void> ended_;
+    std::future<void> end_;
+    std::thread thread_;
+};
+
+using Handler = void (*)(int);
+
+Handler handlerOf(int signal) {
+    struct sigaction action {};
+    ::sigaction(signal, nullptr, &action);
+    return action.sa_handler;
+}
+
+void ours(int) {}  // a handler of the program's own
+
+}  // namespace
+
+// ----------------------------------------------------------------------------
+// Ways to ask for it
+// ----------------------------------------------------------------------------
+
+TEST_CASE("shutdown() in a hook makes run() return") {
+    Server server;
+    server.onProcess = [&](User &, WSMessage &) { server.shutdown(); };
+    {
+        Running running(server);
+        Peer peer(server.port());
+        peer.send(frame(kText, "stop"));
+        CHECK(peer.hear() == "close 1001");
+        peer.send(closeFrame(1001));
+        CHECK(peer.hear() == "EOF");
+        CHECK(running.waitForEnd());
+    }
+    CHECK(joined(server.hooks) ==
+          "preConnect 1, postConnect 1, process 1: stop, preShutdown, preDisconnect 1 1001, "
+          "postDisconnect, postShutdown");
+    CHECK(server.port() == 0);
+}
+
+TEST_CASE("stop() may be called from another thread, also by several at once") {
+    Server server;
+    {
+        Running running(server);
+        Peer peer(server.port());
+        std::vector<std::thread> threads;
+        for (int i = 0; i < 3; ++i) threads.emplace_back([&] { server.stop(); });
+        for (std::thread &thread : threads) thread.join();
+        CHECK(peer.hear() == "close 1001");
+        peer.close();
+        CHECK(running.waitForEnd());
+    }
+    CHECK(std::count(server.hooks.begin(), server.hooks.end(), "preShutdown") == 1);
+}
+
+TEST_CASE("run() may be called again, and listens again") {
+    Server server;
+    for (int i = 0; i < 3; ++i) {
+        server.listen();
+        CHECK(server.port() > 0);
+        const int port = server.port();
+        Running running(server);
+        {
+            Peer peer(port);
+            peer.send(frame(kText, "hello"));
+            CHECK(peer.hear() == "text hello");
+        }
+        server.stop();
+        CHECK(running.waitForEnd());
+        CHECK_THROWS(Client(port));
+    }
+    CHECK(std::count(server.hooks.begin(), server.hooks.end(), "postShutdown") == 3);
+}
+
+TEST_CASE("A stop that comes before run() is not lost") {
+    Server server;
+    server.stop();
+    server.run();
+    CHECK(joined(server.hooks) == "preShutdown, postShutdown");
+}
+
+TEST_CASE("A stop that comes while a shutdown ends is not for the next run()") {
+    Server server;
+    Peer ada(server);
+    server.onPreDisconnect = [&](User &) { server.stop(); };
+    ada.reset();
+    server.shutdown();
+    server.takeLastTurns();
+    server.listen();
+    CHECK(server.turn(0ms));
+    const Peer bob(server);
+    CHECK(server.userCount() == 1);
+    CHECK(std::count(server.hooks.begin(), server.hooks.end(), "preShutdown") == 1);
+}
+
+TEST_CASE("turn() is false once, at the end") {
+    Server server;
+    Peer peer(server);
+    CHECK(server.turn(0ms));
+    server.shutdown();
+    CHECK(server.turn(0ms));
+    peer.close();
+    server.takeLastTurns();
+    CHECK(server.hooks.back() == "postShutdown");
+    CHECK(server.turn(0ms));
+    CHECK(std::count(server.hooks.begin(), server.hooks.end(), "postShutdown") == 1);
+}
+
+TEST_CASE("turn() does not wait while something is to do") {
+    Server server;
+    Peer peer(server);
+    const auto start = Clock::now();
+    server.sendToAll("between two turns");
+    server.turn(4s);
+    peer.receive();
+    CHECK(has(peer.input, "between two turns"));
+    peer.close();
+    pump(server, "the end", [&] { return server.userCount() == 0; });
+    server.shutdown();
+    CHECK_FALSE(server.turn(4s));
+    CHECK(Clock::now() - start < 3s);
+}
+
+TEST_CASE("turn() and run() from a hook throw") {
+    Server server;
+    int threw = 0;
+    server.onProcess = [&](User &, WSMessage &) {
+        CHECK_THROWS_AS(server.turn(0ms), std::logic_error);
+        CHECK_THROWS_AS(server.run(), std::logic_error);
+        ++threw;
+    };
+    Peer peer(server);
+    peer.send(frame(kText, "x"));
+    CHECK(peer.hearUntilPong().empty());
+    CHECK(threw == 1);
+}
+
+// ----------------------------------------------------------------------------
+// Signals
+// ----------------------------------------------------------------------------
+
+TEST_CASE("A signal that stopOn() was given ends the server, a second one at once") {
+    Server server([](Config &config) { config.closeSeconds = config.shutdownSeconds = 100; });
+    server.stopOn({SIGUSR1, SIGUSR2});
+    Peer silent(server), other(server);
+    ::raise(SIGUSR1);
+    CHECK(silent.hear() == "close 1001");
+    CHECK(other.hear() == "close 1001");
+    CHECK(server.turn(0ms));  // they have not closed
+    ::kill(::getpid(), SIGUSR2);
+    server.takeLastTurns();
+    CHECK(std::count(server.hooks.begin(), server.hooks.end(), "preShutdown") == 1);
+    CHECK(std::count(server.hooks.begin(), server.hooks.end(), "postDisconnect") == 2);
+    CHECK(server.hooks.back() == "postShutdown");
+    CHECK(silent.hear() == "EOF");
+}
+
+TEST_CASE("A signal makes run() return, whichever thread it hits") {
+    Server server;
+    server.stopOn({SIGUSR1});
+    Running running(server);
+    Peer peer(server.port());
+    ::kill(::getpid(), SIGUSR1);
+    CHECK(peer.hear() == "close 1001");
+    peer.close();
+    CHECK(running.waitForEnd());
+}
+
+TEST_CASE("The program's own handlers are back when the server is gone") {
+    const Handler before = handlerOf(SIGUSR1);
+    std::signal(SIGUSR2, ours);
+    {
+        Server server;
+        server.stopOn({SIGUSR1, SIGUSR2});
+        server.stopOn({SIGUSR1});
+        CHECK((handlerOf(SIGUSR1) != before));
+        CHECK((handlerOf(SIGUSR2) != ours));
+    }
+    CHECK((handlerOf(SIGUSR1) == before));
+    CHECK((handlerOf(SIGUSR2) == ours));
+    std::signal(SIGUSR2, SIG_DFL);
+}
+
+TEST_CASE("A signal is one server's, until that is gone") {
+    std::signal(SIGUSR1, ours);
+    auto first = std::make_unique<Server>();
+    Server second;
+    first->stopOn({SIGUSR1});
+    CHECK_THROWS_AS(second.stopOn({SIGUSR1}), std::logic_error);
+    ::raise(SIGUSR1);
+    first->takeLastTurns();
+    CHECK(first->hooks.size() == 2);
+    first.reset();
+    CHECK((handlerOf(SIGUSR1) == ours));
+    second.stopOn({SIGUSR1});
+    ::raise(SIGUSR1);
+    second.takeLastTurns();
+    CHECK(second.hooks.size() == 2);
+    std::signal(SIGUSR1, SIG_DFL);
+}
+
+TEST_CASE("stopOn() throws over what is no signal, or can not be caught") {
+    Server server;
+    CHECK_THROWS_AS(server.stopOn({0}), std::invalid_argument);
+    CHECK_THROWS_AS(server.stopOn({-1}), std::invalid_argument);
+    CHECK_THROWS_AS(server.stopOn({100'000}), std::invalid_argument);
+    CHECK_THROWS_AS(server.stopOn({SIGKILL}), std::system_error);
+}
+
+// ----------------------------------------------------------------------------
+// What still arrives
+// ----------------------------------------------------------------------------
+
+TEST_CASE("Queues drain before the end, and nobody new is let in") {
+    Server server;
+    Peer slow(server, "/", "", 4096), quick(server);
+    slow.appetite = 0;
+    const std::string page(10'000'000, 'x');
+    CHECK(server.sendToUser(server.user(1), page));
+    server.sendToUser(server.user(2), "the last words");
+    Client pending(server), halfway(server);
+    halfway.step(upgrade().substr(0, 50));
+    const int port = server.port();
+    server.shutdown();
+    CHECK(quick.hear() == "text the last words");
+    CHECK(quick.hear() == "close 1001");
+    quick.send(closeFrame(1001));
+    CHECK(quick.hear() == "EOF");
+    CHECK(pending.status() == 503);
+    CHECK(halfway.status() == 503);
+    CHECK_THROWS(Client(port));
+
+    slow.appetite = std::string::npos;
+    CHECK(slow.next().value().payload.size() == page.size());
+    CHECK(slow.hear() == "close 1001");
+    slow.send(closeFrame(1001));
+    CHECK(slow.hear() == "EOF");
+    server.takeLastTurns();
+    CHECK(server.hooks.back() == "postShutdown");
+}
+
+TEST_CASE("Who does not close holds the end up for shutdownSeconds, and no longer") {
+    Server server([](Config &config) {
+        config.shutdownSeconds = 0.3;
+        config.closeSeconds = 100;
+    });
+    Peer silent(server), stuck(server, "/", "", 4096);
+    stuck.appetite = 0;
+    server.sendToUser(server.user(2), std::string(20'000'000, 'x'));
+    const auto start = Clock::now();
+    server.shutdown();
+    server.takeLastTurns();
+    CHECK(Clock::now() - start >= 300ms);
+    CHECK(Clock::now() - start < 3s);
+    CHECK(silent.hear() == "close 1001");
+    CHECK(joined(server.hooks).find("preDisconnect 2 1001") != std::string::npos);
+}
+
+// ----------------------------------------------------------------------------
+// What is left over
+// ----------------------------------------------------------------------------
+
+TEST_CASE("A server that is destroyed in the middle leaves nothing open, and runs no hooks") {
+    const int before = openDescriptors();
+    {
+        Server server;
+        Peer open(server), closing(server), unread(server, "/", "", 4096);
+        Client pending(server), waiting(server);
+        pending.step(upgrade().substr(0, 50));
+        server.disconnect(server.user(2), 4000);
+        unread.appetite = 0;
+        server.sendToUser(server.user(3), std::string(20'000'000, 'x'));
+        server.turn(0ms);
+        server.onPreDisconnect = [](User &) { FAIL("a hook runs in the destructor"); };
+        CHECK(openDescriptors() > before + 10);
+    }
+    CHECK(openDescriptors() == before);
+}
+
+TEST_CASE("Five hundred that come and go in every way leave nothing open") {
+    const std::string request = upgrade();
+    Server server;
+    const int before = openDescriptors();
+    for (std::size_t i = 0; i < 500; ++i) {
+        Client client(server);
+        if (i % 10 > 0) client.step(request.substr(0, i % 10 == 1 ? 40 : request.npos));
+        if (i % 10 > 5) client.send(frame(i % 2 == 0 ? kText : kPing, "hello"));
+        if (i % 10 == 4) client.send(closeFrame(1000));
+        if (i % 10 == 5) client.send("\xFF\xFF\xFF");
+        if (i % 3 == 0) client.finish();
+        if (i % 2 == 0) client.reset();
+    }
+    pump(server, "everybody to be gone", [&] { return openDescriptors() == before; });
+    CHECK(server.userCount() == 0);
+    CHECK(std::count(server.hooks.begin(), server.hooks.end(), "postDisconnect") ==
+          std::count_if(server.hooks.begin(), server.hooks.end(),
+                        [](const std::string &hook) { return has(hook, "postConnect"); }));
+}

@@ -1,0 +1,462 @@
+// SPDX-License-Identifier: MIT
+// Extendible WebSocket Server
+
+// Users: how many there may be, how long they may be silent, how slowly they may read, and
+// what is known of how they came. The server reads its clocks once a second, so whatever has
+// a deadline waits together with the others.
+
+#include "black.h"
+
+#include <sys/resource.h>
+
+using namespace black;
+
+namespace {
+
+double secondsSince(Clock::time_point start) {
+    return std::chrono::duration<double>(Clock::now() - start).count();
+}
+
+// A deadline of `seconds` is kept: not before, and not much later than a second behind it.
+bool isAround(double when, double seconds) { return when >= seconds && when < seconds + 2.5; }
+
+}  // namespace
+
+// ----------------------------------------------------------------------------
+// Deadlines
+// ----------------------------------------------------------------------------
+
+namespace {
+
+// One whose messages do not count, if it says so.
+struct Sleeper : User {
+    bool countsMessages = true;
+    void messageReceived() override {
+        if (countsMessages) User::messageReceived();
+    }
+};
+
+class IdleServer : public WebSocketServer<Sleeper, Config> {
+  public:
+    explicit IdleServer(const Config &config) : WebSocketServer(config) { listen(); }
+    std::vector<std::pair<std::string, double>> left;  // path, seconds since the start
+    Clock::time_point start = Clock::now();
+
+  protected:
+    void process(Sleeper &, WSMessage &) override {}
+    void preConnect(Sleeper &user, int) override {
+        const std::string path = user.request().path();
+        if (path != "/patient") user.maxIdle = 0.5;
+        if (path == "/not-counting") user.countsMessages = false;
+        if (path == "/saying-so") user.maxIdle = 0, user.saysIdle = true;
+    }
+    void preDisconnect(Sleeper &user, int) override {
+        CHECK(user.closeCode() == 1001);
+        CHECK(user.closeReason() == "idle");
+        left.emplace_back(user.request().path(), secondsSince(start));
+    }
+};
+
+}  // namespace
+
+TEST_CASE("Who is idle for longer than maxIdle is disconnected within a second of it") {
+    Config config;
+    config.pingSeconds = 0;
+    config.maxMessagesPerSecond = 60;
+    IdleServer server(config);
+    Peer silent(server, "/silent"), pinging(server, "/pinging"), patient(server, "/patient");
+    Peer talking(server, "/talking"), notCounting(server, "/not-counting");
+    Peer sayingSo(server, "/saying-so"), busy(server, "/busy");
+    server.start = Clock::now();
+    int rounds = 0;
+    while (server.left.size() < 4 || secondsSince(server.start) < 1.6) {
+        REQUIRE(secondsSince(server.start) < 4);
+        const auto next = server.start + ++rounds * 100ms;
+        while (Clock::now() < next) server.turn(5ms);
+        pinging.send(frame(kPing, ""));
+        talking.send(frame(kText, "hello"));
+        notCounting.send(frame(kText, "hello"));
+        // 50 in one second, and again in another one: maxMessagesPerSecond counts anew.
+        for (int i = 0; i < 50; ++i)
+            if (rounds == 1 || rounds == 13) busy.send(frame(kText, "x"));
+        if (rounds % 3 == 0) busy.send(frame(kText, "x"));
+    }
+    Strings paths;
+    for (const auto &entry : server.left) {
+        paths.push_back(entry.first);
+        CAPTURE(entry.first);
+        CHECK(isAround(entry.second, entry.first == "/saying-so" ? 0 : 0.5));
+    }
+    std::sort(paths.begin(), paths.end());
+    CHECK(joined(paths) == "/not-counting, /pinging, /saying-so, /silent");
+    CHECK(silent.hear() == "close 1001");
+    CHECK(server.userCount() == 3);
+}
+
+TEST_CASE("Who is silent, trickles or does not close has a deadline each") {
+    const int before = openDescriptors();
+    {
+        Server server([](Config &config) {
+            config.handshakeSeconds = 0.4;
+            config.pingSeconds = 0.7;
+            config.closeSeconds = 0.4;
+        });
+        Client trickling(server), silent(server), answered(server);
+        Peer dead(server), answering(server), unfinished(server), closing(server), closed(server);
+        Peer garbling(server), reading(server, "/", "", 4096);
+        for (Client *client :
+             {&answered, static_cast<Client *>(&closed), static_cast<Client *>(&garbling)})
+            client->keepsOpen = true;
+        const auto start = Clock::now();
+        double gone = 0, timedOut = 0;
+        server.onPreDisconnect = [&](User &user) {
+            if (user.closeCode() == 1006) gone = secondsSince(start);
+        };
+        answered.send("GET / HTTP/1.1\r\nHost: a\r\n\r\n");
+        server.disconnect(server.user(4), 4000);
+        closed.send(closeFrame(1000));
+        garbling.send("\xFF\xFF");
+        CHECK(server.sendToUser(server.user(7), std::string(40'000'000, 'x')));  // takes a while
+        const std::string request = upgrade();
+        for (std::size_t round = 1; gone == 0 || secondsSince(start) < 2.5; ++round) {
+            REQUIRE(secondsSince(start) < 5);
+            const auto next = start + round * 50ms;
+            while (Clock::now() < next) server.turn(5ms);
+            if (round < request.size()) trickling.send(request.substr(round - 1, 1));
+            if (round % 5 == 0)
+                unfinished.send(round == 5 ? frame(kText, "", 0) : frame(kContinuation, "x", 0));
+            if (!answering.input.empty()) answering.taken(2), answering.send(frame(kPong, ""));
+            trickling.receive(), answering.receive();
+            reading.appetite = 400'000;
+            reading.receive();
+            if (timedOut == 0 && !trickling.end.empty()) timedOut = secondsSince(start);
+        }
+        CHECK(trickling.status() == 408);
+        CHECK(silent.status() == 408);
+        CHECK(isAround(timedOut, 0.4));
+        CHECK(answered.status() == 426);
+        CHECK(dead.hear() == "ping");
+        CHECK(dead.hear() == "EOF");
+        CHECK(isAround(gone, 1.4));
+        CHECK(closing.hear() == "close 4000");
+        CHECK(closing.hear() == "EOF");
+        CHECK(joined(closed.hearAll()) == "close 1000, EOF");
+        CHECK(joined(garbling.hearAll()) == "close 1002, EOF");
+        CHECK(server.userCount() == 3);
+        CHECK(joined(unfinished.hearUntilPong()).empty());
+        // Theirs are three, and the server's three that are its own; nobody else is left.
+        for (Client *client :
+             {&answered, static_cast<Client *>(&closed), static_cast<Client *>(&garbling)})
+            client->close();
+        CHECK(openDescriptors() == before + 3 + 3 * 2);
+    }
+    CHECK(openDescriptors() == before);
+}
+
+TEST_CASE("Who never answers is given up, even while messages are sent to it") {
+    Server server([](Config &config) { config.pingSeconds = 0.5; });
+    const Peer dead(server);
+    const auto start = Clock::now();
+    while (server.userCount() == 1) {
+        REQUIRE(secondsSince(start) < 4);
+        const auto next = Clock::now() + 100ms;
+        while (Clock::now() < next) server.turn(20ms);
+        server.sendToAll("news");
+    }
+    CHECK(server.comings().at(2) == "preDisconnect 1 1006");
+}
+
+// ----------------------------------------------------------------------------
+// How many
+// ----------------------------------------------------------------------------
+
+TEST_CASE("When maxUsers is reached an idle user goes first, else the newcomer") {
+    Server server([](Config &config) { config.maxUsers = 2; });
+    Peer ada(server), bob(server);
+    Client third(server);
+    third.send(upgrade());
+    const Answer answer = third.answer();
+    CHECK(answer.status == 503);
+    CHECK(std::stoi(answer.header("Retry-After")) > 0);
+    CHECK(server.userCount() == 2);
+
+    server.user(2).saysIdle = true;
+    const Peer fourth(server);
+    CHECK(bob.hear() == "close 1001");
+    CHECK(server.userCount() == 2);
+
+    for (User &user : server.users()) user.saysIdle = true;  // no more go than have to
+    const Peer fifth(server);
+    CHECK(server.userCount() == 2);
+    CHECK(server.user(server.hooks.empty() ? 0 : 4).id() == 4);
+
+    Client page(server);  // a page needs no room
+    page.send("GET / HTTP/1.1\r\nHost: a\r\n\r\n");
+    CHECK(page.status() == 426);
+}
+
+TEST_CASE("maxUsersPerAddress counts the users of each address") {
+    Server server([](Config &config) { config.maxUsersPerAddress = 2; });
+    Peer ada(server), bob(server);
+    Client third(server);
+    third.send(upgrade());
+    CHECK(third.status() == 503);
+    ada.send(closeFrame(1000));
+    CHECK(joined(ada.hearAll()) == "close 1000, EOF");
+    const Peer fourth(server);
+    CHECK(server.userCount() == 2);
+    try {
+        Client other(server, 0, "127.0.0.1", "127.0.0.2");
+        other.send(upgrade());
+        CHECK(has(other.head(), " 101 "));
+        CHECK(server.userCount() == 3);
+        CHECK(server.user(4).address() == "127.0.0.2");
+    } catch (const std::runtime_error &) {
+        MESSAGE("skipped: this machine has no address 127.0.0.2");
+    }
+}
+
+TEST_CASE("Who sends more than maxMessagesPerSecond is disconnected with 1008") {
+    for (const unsigned opcode : {kText, kBinary, kPing, kPong}) {
+        CAPTURE(opcode);
+        Server server([](Config &config) { config.maxMessagesPerSecond = 5; });
+        server.onProcess = [](User &, WSMessage &) {};
+        Peer peer(server);
+        std::string messages;
+        for (int i = 0; i < 6; ++i) messages += frame(opcode, "");
+        peer.send(messages + closeFrame(1000));
+        Strings heard = peer.hearAll();
+        CHECK(std::count(heard.begin(), heard.end(), "pong") == (opcode == kPing ? 5 : 0));
+        heard.erase(std::remove(heard.begin(), heard.end(), "pong"), heard.end());
+        CHECK(joined(heard) == (opcode == kPong ? "close 1000, EOF" : "close 1008, EOF"));
+        const std::string all = joined(server.hooks);
+        CHECK(has(all, "process") == (opcode == kText || opcode == kBinary));
+    }
+}
+
+TEST_CASE("When maxPending is reached, who has been at it longest makes room") {
+    Server server([](Config &config) { config.maxPending = 3; });
+    std::vector<std::unique_ptr<Peer>> users;  // they are no longer pending
+    for (int i = 0; i < 5; ++i) users.push_back(std::make_unique<Peer>(server));
+    std::vector<std::unique_ptr<Client>> pending;
+    const auto come = [&] {
+        pending.push_back(std::make_unique<Client>(server));
+        const auto a_moment = Clock::now() + 3ms;  // for a clock of milliseconds
+        while (Clock::now() < a_moment) server.turn(1ms);
+    };
+    for (int i = 0; i < 5; ++i) come();
+    for (const std::size_t i : {0U, 1U}) {
+        pending[i]->wait("being made room of", [&] { return !pending[i]->end.empty(); });
+        CHECK(pending[i]->input.empty());
+    }
+    for (const std::size_t i : {2U, 3U, 4U}) {
+        pending[i]->send(upgrade());
+        CHECK(has(pending[i]->head(), " 101 "));
+    }
+    CHECK(server.userCount() == 8);
+
+    // Several that come in one turn: the last three remain.
+    std::vector<std::unique_ptr<Client>> crowd;
+    for (int i = 0; i < 9; ++i) crowd.push_back(std::make_unique<Client>(server));
+    for (std::size_t i = 0; i < crowd.size(); ++i) {
+        CAPTURE(i);
+        crowd[i]->send(upgrade());
+        crowd[i]->wait("the answer",
+                       [&] { return !crowd[i]->input.empty() || !crowd[i]->end.empty(); });
+        CHECK(crowd[i]->input.empty() == (i < 6));
+    }
+    CHECK(server.userCount() == 11);
+}
+
+TEST_CASE("Without descriptors the listeners rest, and do not spin") {
+    Server server([](Config &config) { config.restSeconds = 0.05; });
+    Client waiting(server);
+    waiting.send(upgrade());
+    rlimit limit{};
+    ::getrlimit(RLIMIT_NOFILE, &limit);
+    const rlim_t before = limit.rlim_cur;
+    const int lowest = ::dup(0);
+    ::close(lowest);
+    limit.rlim_cur = static_cast<rlim_t>(lowest);
+    ::setrlimit(RLIMIT_NOFILE, &limit);
+    int turns = 0;
+    for (const auto end = Clock::now() + 200ms; Clock::now() < end; ++turns) server.turn(200ms);
+    limit.rlim_cur = before;
+    ::setrlimit(RLIMIT_NOFILE, &limit);
+    CHECK(server.printed("cannot accept"));
+    CHECK(turns < 20);
+    CHECK(has(waiting.head(), " 101 "));
+}
+
+// ----------------------------------------------------------------------------
+// Slow readers
+// ----------------------------------------------------------------------------
+
+TEST_CASE("Who sends without reading is not read from, and loses nothing") {
+    Server server;
+    Peer peer(server, "/", "", 4096);
+    Peer other(server);
+    peer.appetite = 0;
+    const std::string message = frame(kText, std::string(10'000, 'x'));
+    constexpr std::size_t kMany = 8000;  // 80 MB, far more than all kernels take
+    std::size_t sent = 0, partial = 0;
+    for (int stuck = 0; stuck < 50 && sent < kMany;) {
+        const std::optional<std::size_t> size =
+            peer.trySend(std::string_view(message).substr(partial));
+        REQUIRE(size);
+        partial = (partial + *size) % message.size();
+        if (*size > 0 && partial == 0) ++sent;
+        stuck = *size > 0 ? 0 : stuck + 1;
+        server.turn(0ms);
+    }
+    CHECK(sent < kMany);
+    CHECK(server.userCount() == 2);
+    other.send(frame(kText, "others are served"));
+    CHECK(other.hear() == "text others are served");
+
+    peer.appetite = std::string::npos;
+    if (partial > 0) peer.send(std::string_view(message).substr(partial)), ++sent;
+    peer.send(frame(kText, "the last"));
+    std::size_t echoed = 0;
+    for (; peer.next().value().payload.size() == 10'000; ++echoed) {}
+    CHECK(echoed == sent);
+}
+
+TEST_CASE("Of pongs that wait only the last is kept, and it comes at last") {
+    Server server;
+    Peer peer(server, "/", "", 4096);
+    peer.appetite = 0;
+    const std::string page(20'000'000, 'x');
+    CHECK(server.sendToUser(server.user(1), page));
+    server.config().lowMarkBytes = page.size() + 1000;  // it is read from nevertheless
+    server.turn(0ms);
+    for (const char *payload : {"a", "b", "c"}) peer.step(frame(kPing, payload));
+    peer.appetite = std::string::npos;
+    CHECK(peer.next().value().payload.size() == page.size());
+    CHECK(peer.hear() == "pong c");
+    peer.send(frame(kPing, "d"));
+    CHECK(peer.hear() == "pong d");
+}
+
+TEST_CASE("Who does not read until maxQueuedBytes are waiting is disconnected") {
+    Server server([](Config &config) { config.maxQueuedBytes = 1'000'000; });
+    Peer slow(server, "/", "", 4096), other(server);
+    slow.appetite = 0;
+    const WSMessage msg(std::string(10'000, 'x'));
+    for (int count = 0; server.sendToUser(server.user(1), msg); ++count) {
+        REQUIRE(count < 5000);
+        if (count % 50 == 0) server.turn(0ms);
+    }
+    CHECK(server.userCount() == 1);
+    CHECK(server.printed("reads too slowly"));
+    CHECK(server.sendToAll("others are served") == 1);
+    CHECK(other.hear() == "text others are served");
+    CHECK(has(joined(server.hooks), "preDisconnect 1 1008"));
+    // What was sent was not dropped: the kernel has it, and its bytes are in order.
+    slow.appetite = std::string::npos;
+    slow.wait("the end", [&] { return !slow.end.empty(); });
+    CHECK(slow.input.size() > 1000);
+}
+
+TEST_CASE("Who reads can be sent more in one turn than maxQueuedBytes") {
+    Server server([](Config &config) { config.maxQueuedBytes = 10'000; });
+    Peer peer(server);
+    for (int i = 0; i < 30; ++i) CHECK(server.sendToUser(server.user(1), std::string(999, 'x')));
+    for (int i = 0; i < 30; ++i) CHECK(peer.next().value().payload.size() == 999);
+}
+
+TEST_CASE("Nobody keeps the loop from waiting, in whatever state") {
+    Server server;
+    Client pending(server), lingering(server);
+    Peer idle(server), closing(server), slow(server, "/", "", 4096);
+    Peer halfClosed(server, "/", "", 4096), flooding(server, "/", "", 4096);
+    lingering.keepsOpen = true;
+    lingering.send("GET / HTTP/1.1\r\nHost: a\r\n\r\n");
+    server.disconnect(server.user(2), 4000);
+    const WSMessage page(std::string(20'000'000, 'x'));
+    for (Peer *peer : {&slow, &halfClosed, &flooding}) peer->appetite = 0;
+    CHECK(server.sendToIf([](const User &user) { return user.id() > 2; }, page) == 3);
+    halfClosed.finish();
+    for (int i = 0; i < 30; ++i) server.turn(0ms);
+    flooding.trySend(frame(kText, "is not read"));
+    int turns = 0;
+    for (const auto end = Clock::now() + 200ms; Clock::now() < end; ++turns) server.turn(50ms);
+    CHECK(turns < 15);
+    CHECK_FALSE(has(joined(server.hooks), "is not read"));
+    CHECK(server.userCount() == 3);
+    halfClosed.appetite = std::string::npos;
+    CHECK(halfClosed.next().value().payload.size() == page.payload().size());
+    CHECK(halfClosed.hear() == "EOF");
+}
+
+TEST_CASE("Who does not read at all has closeSeconds to take what is queued") {
+    Server server([](Config &config) { config.closeSeconds = 0.2; });
+    Peer stuck(server, "/", "", 4096);
+    stuck.appetite = 0;
+    CHECK(server.sendToUser(server.user(1), std::string(20'000'000, 'x')));
+    stuck.send(closeFrame(1000));
+    pump(server, "postDisconnect", [&] { return server.hooks.back() == "postDisconnect"; });
+    const int open = openDescriptors();
+    pump(server, "the end of the connection", [&] { return openDescriptors() < open; });
+}
+
+// ----------------------------------------------------------------------------
+// How they came
+// ----------------------------------------------------------------------------
+
+TEST_CASE("user.request() tells how the user came") {
+    Server server;
+    const Peer peer(server, "/room/4%32?name=Ada+L%C3%B6w&x=1&x=2&empty=&flag&%6Eame2=y&bad=%4",
+                    "Cookie: session=\"abc=\"; a=1\r\nX-One: first\r\nx-one: second\r\nX-Empty:\r\n"
+                    "Origin: http://localhost\r\nSec-WebSocket-Protocol: v1, v2\r\n");
+    const User &user = server.user(1);
+    const WSRequest &request = user.request();
+    CHECK(request.method() == "GET");
+    CHECK(request.path() == "/room/4%32");
+    CHECK(has(request.query(), "name=Ada+L%C3%B6w&x=1"));
+    CHECK(request.parameter("name") == "Ada L\xC3\xB6w");
+    CHECK(request.parameter("x") == "1");
+    CHECK(request.parameter("empty").empty());
+    CHECK(request.parameter("flag").empty());
+    CHECK(request.parameter("name2") == "y");
+    CHECK(request.parameter("bad") == "%4");
+    CHECK(request.parameter("nothing").empty());
+    CHECK(request.header("host") == "localhost");
+    CHECK(request.header("X-ONE") == "first, second");
+    CHECK(request.hasHeader("x-empty"));
+    CHECK_FALSE(request.hasHeader("x-nothing"));
+    CHECK(request.headers().size() == 11);
+    CHECK(request.cookie("session") == "\"abc=\"");
+    CHECK(request.cookie("a") == "1");
+    CHECK(request.cookie("b").empty());
+    CHECK(request.origin() == "http://localhost");
+    CHECK(request.protocols() == Strings{"v1", "v2"});
+    CHECK(user.address() == "127.0.0.1");
+    CHECK(request.address() == "127.0.0.1");
+    CHECK(user.protocol().empty());
+    CHECK(user.id() == 1);
+}
+
+TEST_CASE("The subprotocol is the first of the server's that the client offers") {
+    struct Row {
+        std::string label, offered, agreed;
+    };
+    const std::vector<Row> rows = {
+        {"The server's order counts.", "Sec-WebSocket-Protocol: v1, v2\r\n", "v2"},
+        {"The only one.", "Sec-WebSocket-Protocol: v1\r\n", "v1"},
+        {"Among unknown ones, with odd spaces.", "sec-websocket-protocol: x ,\tv1\t, y\r\n", "v1"},
+        {"In two headers.", "Sec-WebSocket-Protocol: x\r\nSec-WebSocket-Protocol: v2\r\n", "v2"},
+        {"Letters count.", "Sec-WebSocket-Protocol: V2, v1x\r\n", ""},
+        {"Unknown ones.", "Sec-WebSocket-Protocol: x, y\r\n", ""},
+        {"None.", "", ""},
+    };
+    for (const Row &row : rows) {
+        CAPTURE(row.label);
+        Server server([](Config &config) { config.protocols = {"v2", "v1"}; });
+        const Peer peer(server, "/", row.offered);
+        CHECK(server.user(1).protocol() == row.agreed);
+        CHECK(has(peer.response, "Sec-WebSocket-Protocol: ") == !row.agreed.empty());
+        if (!row.agreed.empty())
+            CHECK(has(peer.response, "Sec-WebSocket-Protocol: " + row.agreed + "\r\n"));
+    }
+}
