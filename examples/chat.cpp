@@ -1,0 +1,401 @@
+// SPDX-License-Identifier: MIT
+// Extendible WebSocket Server
+
+// A chat for the browser. Start it and open what it prints: the server hands out the page
+// chat.html itself, on the same port, and the page connects back to /chat.
+//
+// Both ways, messages are JSON objects that say in "type" what they are. First comes a hello;
+// before it somebody is connected, but not here. Whatever is said, everybody here is told.
+//
+//     from the page     with                 to the page     with
+//     hello             nick, session        welcome         you, nick, epoch, people, history
+//     say               text, key            message         id, from, nick, text, time, key
+//     nick              nick                 joined, left    nick
+//     typing            -                    renamed         nick, was
+//                                            typing          nick
+//                                            error           about (a type), text, key
+//
+// "you" and "from" are ids of users, "people" is a list of nicks, "history" one of messages,
+// "time" is in milliseconds since 1970. No two people have the same nick: a taken one gets a
+// number. Three things make it smooth to come back after the connection broke:
+//
+// - Messages have the ids 1, 2, 3, …, and a server has an "epoch", random at its start. So a
+//   page knows which messages of the history it has already.
+// - A page puts a random "key" on what it says. If it cannot know whether that has arrived, it
+//   says it again: a known key is not heard twice.
+// - A page has a "session", a secret of its own. While the server still waits for a dead
+//   connection, the page may be back by another; the same session takes the old one's place.
+
+#include "../server.h"
+
+#include <algorithm>
+#include <charconv>
+#include <csignal>
+#include <cstdlib>
+#include <filesystem>
+#include <fstream>
+#include <iostream>
+#include <iterator>
+#include <random>
+#include <set>
+#include <stdexcept>
+
+namespace {
+
+constexpr unsigned kHistory = 100;             // messages kept for who comes later
+constexpr std::size_t kTextCharacters = 4000;  // these two are known to chat.html as well
+constexpr std::size_t kNickCharacters = 20;
+constexpr const char *kUnfitNick = "A name has 1 to 20 characters, all of them visible.";
+
+struct ChatConfig : WSBaseConfig {
+    ChatConfig() {
+        debug = false;
+        maxMessagesPerSecond = 20;
+        maxMessageBytes = 64 * 1024;
+    }
+
+    bool wantsHelp = false;
+};
+
+struct ChatUser : WSBaseUser {
+    ChatUser() { maxIdle = 30; }  // to say hello; from then on one may read in silence for ever
+
+    bool isHere() const { return !nick.empty(); }
+
+    std::string nick;  // empty before hello
+    std::string session;
+};
+
+// ----------------------------------------------------------------------------
+// Text: UTF-8, in which all bytes of a character but the first are 10xxxxxx.
+// ----------------------------------------------------------------------------
+
+// The first `count` characters; none is cut in two.
+std::string firstCharacters(const std::string &text, std::size_t count) {
+    std::size_t end = 0;
+    while (end < text.size() && ((text[end] & 0xC0) == 0x80 || count-- > 0)) ++end;
+    return text.substr(0, end);
+}
+
+std::string trimmed(const std::string &text) {
+    const std::size_t begin = text.find_first_not_of(" \t\r\n");
+    if (begin == std::string::npos) return {};
+    return text.substr(begin, text.find_last_not_of(" \t\r\n") - begin + 1);
+}
+
+// Control characters, and what would make two nicks look the same or turn the line around:
+// odd spaces, marks without width, changes of direction. Look-alike letters remain.
+bool isUnfitForNick(std::string_view character) {
+    constexpr std::string_view kRanges[][2] = {
+        {"\x7F", "\u00A0"},   {"\u00AD", "\u00AD"}, {"\u1680", "\u1680"},
+        {"\u2000", "\u200B"}, {"\u200E", "\u200F"}, {"\u2028", "\u202F"},
+        {"\u205F", "\u206F"}, {"\u3000", "\u3000"}, {"\uFEFF", "\uFEFF"}};
+    return character < " " ||
+           std::any_of(std::begin(kRanges), std::end(kRanges), [&](const auto &range) {
+               return character >= range[0] && character <= range[1];
+           });
+}
+
+// A nick as it will be shown; empty if it cannot be one.
+std::string tidyNick(const std::string &wish) {
+    std::string nick;
+    for (std::string rest = trimmed(wish); !rest.empty();) {
+        const std::string character = firstCharacters(rest, 1);
+        if (isUnfitForNick(character)) return {};
+        if (character != " " || nick.back() != ' ') nick += character;
+        rest.erase(0, character.size());
+    }
+    return trimmed(firstCharacters(nick, kNickCharacters));
+}
+
+// Ann and ANN are one to a reader; this makes them one string.
+std::string folded(std::string nick) {
+    for (char &c : nick)
+        if (c >= 'A' && c <= 'Z') c = static_cast<char>(c - 'A' + 'a');
+    return nick;
+}
+
+// 128 bits that nobody can guess.
+std::string randomHex() {
+    std::random_device random;
+    std::string hex;
+    while (hex.size() < 32) hex += "0123456789abcdef"[random() & 15];
+    return hex;
+}
+
+std::int64_t millisecondsSince1970() {
+    const auto now = std::chrono::system_clock::now().time_since_epoch();
+    return std::chrono::duration_cast<std::chrono::milliseconds>(now).count();
+}
+
+// The start of a string in a message; empty if it is missing or no string.
+std::string stringIn(const Json::Value &message, const char *name, std::size_t characters = 64) {
+    const Json::Value &value = message[name];
+    return value.isString() ? firstCharacters(value.asString(), characters) : std::string();
+}
+
+// A message to the page about somebody.
+Json::Value about(const ChatUser &user, const char *type) {
+    Json::Value message;
+    message["type"] = type;
+    message["nick"] = user.nick;
+    return message;
+}
+
+// ----------------------------------------------------------------------------
+// The server: its hooks, what a page may say, what pages are told.
+// ----------------------------------------------------------------------------
+
+class ChatServer : public WebSocketServer<ChatUser, ChatConfig> {
+  public:
+    ChatServer(ChatConfig config, std::string page)
+        : WebSocketServer(std::move(config)), page_(std::move(page)) {}
+
+  private:
+    void httpRequest(const WSRequest &request, WSResponse &response) override {
+        const bool found = request.path() == "/" || request.path() == "/index.html";
+        response.status = found ? 200 : 404;
+        response.body = "There is nothing here. The chat is at /\n";
+        response.headers = {{"Content-Type", found ? "text/html; charset=utf-8" : "text/plain"},
+                            {"Cache-Control", "no-store"},
+                            {"X-Content-Type-Options", "nosniff"},
+                            {"Referrer-Policy", "no-referrer"}};
+        if (found) fillInPage(response);
+    }
+
+    void preConnect(ChatUser &user, int) override {
+        if (user.request().path() != "/chat") refuse(user, 404, "The chat connects to /chat\n");
+    }
+
+    void process(ChatUser &user, WSMessage &msg) override {
+        const Json::Value &message = msg.json();
+        if (!message.isObject()) return disconnect(user, 1007, "this chat speaks JSON objects");
+        const std::string type = stringIn(message, "type");
+        if (type == "hello") return hello(user, message);
+        if (!user.isHere()) return complain(user, message, "Say hello first.");
+        if (type == "say") return say(user, message);
+        if (type == "nick") return rename(user, message);
+        if (type == "typing") return tellOthers(user, about(user, "typing"));
+        complain(user, message, "This chat does not know that type of message.");
+    }
+
+    void preDisconnect(ChatUser &user, int) override {
+        if (!user.isHere()) return;
+        taken_.erase(folded(user.nick));
+        tellOthers(user, about(user, "left"));
+    }
+
+    // --- what a page may say ---
+
+    void hello(ChatUser &user, const Json::Value &message) {
+        const std::string nick = tidyNick(stringIn(message, "nick"));
+        if (user.isHere()) return complain(user, message, "You are here already.");
+        if (nick.empty()) return complain(user, message, kUnfitNick);
+        user.session = stringIn(message, "session");
+        user.maxIdle = 0;
+        const bool isBack = takePlace(user);
+        if (!isBack) user.nick = claim(nick);
+        sendToUser(user, welcome(user));
+        if (isBack) return rename(user, message);  // it may have a new wish
+        tellOthers(user, about(user, "joined"));
+    }
+
+    void say(ChatUser &user, const Json::Value &message) {
+        const std::string text = trimmed(stringIn(message, "text", kTextCharacters));
+        const std::string key = stringIn(message, "key");
+        if (text.empty()) return complain(user, message, "There is no text in that.");
+        if (isKnown(key)) return;
+        Json::Value said = about(user, "message");
+        said["id"] = Json::UInt64(++lastId_);
+        said["from"] = Json::UInt64(user.id());
+        said["text"] = text;
+        said["time"] = Json::Int64(millisecondsSince1970());
+        if (!key.empty()) said["key"] = key;
+        remember(said);
+        tellAll(said);
+    }
+
+    void rename(ChatUser &user, const Json::Value &message) {
+        const std::string was = user.nick;
+        const std::string nick = tidyNick(stringIn(message, "nick"));
+        if (nick.empty()) return complain(user, message, kUnfitNick);
+        taken_.erase(folded(was));
+        user.nick = claim(nick);
+        if (user.nick == was) return;
+        Json::Value renamed = about(user, "renamed");
+        renamed["was"] = was;
+        tellAll(renamed);
+    }
+
+    // --- what pages are told ---
+
+    void tellAll(const Json::Value &message) {
+        sendToIf([](const ChatUser &other) { return other.isHere(); }, message);
+    }
+
+    void tellOthers(const ChatUser &user, const Json::Value &message) {
+        sendToIf([&](const ChatUser &other) { return other.isHere() && &other != &user; }, message);
+    }
+
+    void complain(ChatUser &user, const Json::Value &message, const char *text) {
+        Json::Value error;
+        error["type"] = "error";
+        error["about"] = stringIn(message, "type");
+        error["text"] = text;
+        error["key"] = stringIn(message, "key");
+        sendToUser(user, error);
+    }
+
+    Json::Value welcome(const ChatUser &user) const {
+        Json::Value message = about(user, "welcome");
+        message["you"] = Json::UInt64(user.id());
+        message["epoch"] = epoch_;
+        message["history"] = history_;
+        message["people"] = Json::arrayValue;
+        for (const ChatUser &other : users())
+            if (other.isHere()) message["people"].append(other.nick);
+        return message;
+    }
+
+    // A browser runs only the script and the styles that carry the nonce of this very answer.
+    // Should a chatter's text ever slip into the page as HTML, it could do nothing.
+    void fillInPage(WSResponse &response) const {
+        constexpr std::string_view kPlace = "{{nonce}}";
+        const std::string nonce = randomHex();
+        response.body = page_;
+        for (std::size_t at; (at = response.body.find(kPlace)) != std::string::npos;)
+            response.body.replace(at, kPlace.size(), nonce);
+        response.headers.emplace_back(
+            "Content-Security-Policy",
+            "default-src 'none'; script-src 'nonce-" + nonce + "'; style-src 'nonce-" + nonce +
+                "'; img-src data:; connect-src 'self'; base-uri 'none'; form-action 'none'; "
+                "frame-ancestors 'none'; require-trusted-types-for 'script'; trusted-types 'none'");
+    }
+
+    // --- who has which nick, and what was said ---
+
+    // The nick itself if nobody has it, else with the first number that makes it new.
+    std::string claim(const std::string &wish) {
+        std::string nick = wish;
+        for (int n = 2; !taken_.insert(folded(nick)).second; ++n) {
+            const std::string number = ' ' + std::to_string(n);
+            nick = trimmed(firstCharacters(wish, kNickCharacters - number.size())) + number;
+        }
+        return nick;
+    }
+
+    // True if the same page is here already, by a connection that must be dead. Then `user`
+    // gets the nick of that one, and nobody hears of anyone leaving or joining.
+    bool takePlace(ChatUser &user) {
+        for (ChatUser &old : users()) {
+            if (!old.isHere() || old.session.empty() || old.session != user.session) continue;
+            user.nick.swap(old.nick);
+            disconnect(old, 1000, "its page has connected anew");
+            return true;
+        }
+        return false;
+    }
+
+    void remember(const Json::Value &said) {
+        history_.append(said);
+        Json::Value forgotten;
+        if (history_.size() > kHistory) history_.removeIndex(0, &forgotten);
+    }
+
+    bool isKnown(const std::string &key) const {
+        return !key.empty() && std::any_of(history_.begin(), history_.end(),
+                                           [&](const auto &said) { return said["key"] == key; });
+    }
+
+    const std::string page_;
+    const std::string epoch_ = randomHex();
+    std::uint64_t lastId_ = 0;
+    Json::Value history_ = Json::arrayValue;  // messages as they were sent, the oldest first
+    std::set<std::string> taken_;             // nicks, folded
+};
+
+// ----------------------------------------------------------------------------
+// The program
+// ----------------------------------------------------------------------------
+
+constexpr const char *kUsage =
+    "usage: chat [--port N] [--address HOST] [--origin ORIGIN]... [--verbose]\n"
+    "  --port N         listen on this port (12345); 0 picks a free one\n"
+    "  --address HOST   listen on this address (localhost); \"\" is all there are\n"
+    "  --origin ORIGIN  let in only pages from here, such as https://example.com\n"
+    "  --verbose        print who comes and goes\n";
+
+struct UsageError : std::runtime_error {
+    using std::runtime_error::runtime_error;
+};
+
+int portFrom(const std::string &text) {
+    int port = -1;
+    const char *end = text.data() + text.size();
+    const auto [rest, error] = std::from_chars(text.data(), end, port);
+    if (error != std::errc() || rest != end || port < 0 || port > 65535)
+        throw UsageError("--port wants a number from 0 to 65535, not '" + text + "'");
+    return port;
+}
+
+ChatConfig configFrom(int argc, char **argv) {
+    ChatConfig config;
+    for (int i = 1; i < argc; ++i) {
+        const std::string option = argv[i];
+        const auto value = [&]() -> std::string {
+            if (++i >= argc) throw UsageError(option + " wants a value");
+            return argv[i];
+        };
+        // clang-format off
+        if (option == "--port") config.port = portFrom(value());
+        else if (option == "--address") config.address = value();
+        else if (option == "--origin") config.uniqueOrigin.push_back(value());
+        else if (option == "--verbose") config.debug = true;
+        else if (option == "--help") config.wantsHelp = true;
+        else throw UsageError("there is no option '" + option + "'");
+        // clang-format on
+    }
+    return config;
+}
+
+// chat.html lies beside the program. Linux tells where that is; elsewhere it is looked for
+// where the program was called, so call it by its path.
+std::string readPage(const char *program) {
+    std::error_code error;
+    std::filesystem::path path = std::filesystem::canonical("/proc/self/exe", error);
+    path = (error ? std::filesystem::path(program) : path).replace_filename("chat.html");
+    std::ifstream file(path, std::ios::binary);
+    std::string page(std::istreambuf_iterator<char>(file), {});
+    if (page.empty()) throw std::runtime_error("there is no page to serve at " + path.string());
+    return page;
+}
+
+// What to type into a browser.
+std::string urlOf(std::string host, int port) {
+    if (host.empty() || host == "0.0.0.0" || host == "::") host = "localhost";
+    if (host.find(':') != std::string::npos) host = '[' + host + ']';
+    return "http://" + host + ':' + std::to_string(port) + '/';
+}
+
+}  // namespace
+
+int main(int argc, char **argv) {
+    try {
+        const ChatConfig config = configFrom(argc, argv);
+        if (config.wantsHelp) {
+            std::cout << kUsage;
+            return EXIT_SUCCESS;
+        }
+        ChatServer server(config, readPage(argv[0]));
+        server.stopOn({SIGINT, SIGTERM});
+        server.listen();
+        std::cout << "open " << urlOf(config.address, server.port()) << std::endl;
+        server.run();
+    } catch (const UsageError &error) {
+        std::cerr << "chat: " << error.what() << "; try --help\n";
+        return 2;
+    } catch (const std::exception &error) {
+        std::cerr << "chat: " << error.what() << '\n';
+        return EXIT_FAILURE;
+    }
+}

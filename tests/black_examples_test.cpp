@@ -1,0 +1,249 @@
+// SPDX-License-Identifier: MIT
+// Extendible WebSocket Server
+
+// The example programs, as somebody would start them: what they print, how they end, and
+// that they do what they are examples of.
+
+#include "black.h"
+
+#include <csignal>
+#include <cstdlib>
+#include <fstream>
+#include <iterator>
+
+#include <sys/wait.h>
+
+using namespace black;
+
+namespace {
+
+// A program that was started, and is ended with this object if it has not ended by itself.
+class Program {
+  public:
+    Program(const std::string &name, const Strings &arguments) {
+        int outPipe[2] = {-1, -1}, errPipe[2] = {-1, -1};
+        if (::pipe(outPipe) != 0 || ::pipe(errPipe) != 0) throw std::runtime_error("no pipe");
+        const std::string path = EXAMPLES_DIR "/" + name;
+        std::vector<char *> words{const_cast<char *>(path.c_str())};
+        for (const std::string &argument : arguments)
+            words.push_back(const_cast<char *>(argument.c_str()));
+        words.push_back(nullptr);
+        pid_ = ::fork();
+        if (pid_ == 0) {
+            ::dup2(outPipe[1], STDOUT_FILENO);
+            ::dup2(errPipe[1], STDERR_FILENO);
+            for (const int fd : {outPipe[0], outPipe[1], errPipe[0], errPipe[1]}) ::close(fd);
+            ::execv(path.c_str(), words.data());
+            ::_exit(127);
+        }
+        ::close(outPipe[1]);
+        ::close(errPipe[1]);
+        out_ = outPipe[0];
+        err_ = errPipe[0];
+        for (const int fd : {out_, err_}) {
+            ::fcntl(fd, F_SETFL, O_NONBLOCK);
+            ::fcntl(fd, F_SETFD, FD_CLOEXEC);  // not for the programs that are started later
+        }
+    }
+
+    ~Program() {
+        if (pid_ > 0) signal(SIGKILL), ::waitpid(pid_, nullptr, 0);
+        ::close(out_);
+        ::close(err_);
+    }
+    Program(const Program &) = delete;
+    Program &operator=(const Program &) = delete;
+
+    void signal(int number) const { ::kill(pid_, number); }
+
+    std::string out, err;  // what it has printed
+
+    // Waits until it has printed a line with `part`, or has ended; gives what follows `part`.
+    std::string after(const std::string &part) {
+        const auto isThere = [&] {
+            const std::size_t begin = out.find(part);
+            return begin != out.npos && out.find('\n', begin) != out.npos;
+        };
+        read("a line with '" + part + "'", isThere);
+        if (!isThere()) throw std::runtime_error("it has ended: " + out + err);
+        const std::size_t begin = out.find(part) + part.size();
+        return out.substr(begin, out.find('\n', begin) - begin);
+    }
+
+    // Waits for its end. The exit code; 1000 and the number if it was a signal.
+    int exitCode() {
+        read("the end", [] { return false; });
+        int status = 0;
+        ::waitpid(std::exchange(pid_, -1), &status, 0);
+        return WIFEXITED(status) ? WEXITSTATUS(status) : 1000 + WTERMSIG(status);
+    }
+
+  private:
+    // Reads both its outputs, until something is so or they are at their end.
+    template <class Done>
+    void read(const std::string &what, Done done) {
+        const auto end = Clock::now() + 2 * kPatience;
+        for (bool ended = false; !ended && !done();) {
+            if (Clock::now() > end)
+                throw std::runtime_error("waited in vain for " + what + ": " + out + err);
+            pollfd both[] = {{out_, POLLIN, 0}, {err_, POLLIN, 0}};
+            ::poll(both, 2, 50);
+            const bool outEnded = readSome(out_, out), errEnded = readSome(err_, err);
+            ended = outEnded && errEnded;
+        }
+    }
+
+    static bool readSome(int fd, std::string &text) {
+        char buffer[4096];
+        ssize_t size = 0;
+        while ((size = ::read(fd, buffer, sizeof buffer)) > 0)
+            text.append(buffer, static_cast<std::size_t>(size));
+        return size == 0;
+    }
+
+    pid_t pid_ = -1;
+    int out_ = -1, err_ = -1;
+};
+
+// The port in "http://localhost:12345/", or a port by itself.
+int portIn(const std::string &text) {
+    const std::size_t colon = text.rfind(':');
+    return std::stoi(text.substr(colon == text.npos ? 0 : colon + 1));
+}
+
+// One sentence, in one line.
+void checkSentence(const std::string &text, const std::string &program, const std::string &part) {
+    CAPTURE(text);
+    CHECK(text.substr(0, program.size() + 2) == program + ": ");
+    CHECK(has(text, part));
+    CHECK(std::count(text.begin(), text.end(), '\n') == 1);
+    CHECK(text.back() == '\n');
+}
+
+// What the page of the chat says and hears.
+void say(Peer &peer, const std::string &json) { peer.send(frame(kText, json)); }
+
+Json::Value heard(Peer &peer, const std::string &type) {
+    for (;;) {
+        const std::optional<Peer::Frame> frame = peer.next();
+        if (!frame) throw std::runtime_error("the chat has ended");
+        Json::Value json;
+        std::string errors;
+        const std::unique_ptr<Json::CharReader> reader(Json::CharReaderBuilder().newCharReader());
+        const std::string &text = frame->payload;
+        if (!reader->parse(text.data(), text.data() + text.size(), &json, &errors))
+            throw std::runtime_error(errors);
+        if (json["type"] == type) return json;
+    }
+}
+
+}  // namespace
+
+TEST_CASE("examples/echo says where it listens, echoes, and ends by a signal") {
+    for (const int signal : {SIGTERM, SIGINT}) {
+        Program echo("echo", {"0"});
+        Peer peer(portIn(echo.after("listening on port ")));
+        peer.send(frame(kText, "hello") + frame(kBinary, std::string(100'000, '\xFF')));
+        CHECK(peer.hear() == "text hello");
+        CHECK(peer.next().value().payload == std::string(100'000, '\xFF'));
+        echo.signal(signal);
+        CHECK(peer.hear() == "close 1001");
+        peer.close();
+        CHECK(echo.exitCode() == 0);
+        CHECK(echo.err.empty());
+    }
+}
+
+TEST_CASE("An example that can not listen says so in one sentence, and exits with 1") {
+    const Server other;
+    const std::string port = std::to_string(other.port());
+    Program echo("echo", {port}), chat("chat", {"--port", port}),
+        remote("chat", {"--address", "203.0.113.1"});
+    CHECK(echo.exitCode() == 1);
+    checkSentence(echo.err, "echo", port);
+    CHECK(chat.exitCode() == 1);
+    checkSentence(chat.err, "chat", port);
+    CHECK(remote.exitCode() == 1);
+    checkSentence(remote.err, "chat", "203.0.113.1");
+    CHECK(chat.out.empty());
+}
+
+TEST_CASE("Arguments that make no sense are complained of") {
+    for (const Strings &arguments : {Strings{"--port"}, Strings{"--port", "99999"},
+                                     Strings{"--port", "12x"}, Strings{"--loud"}}) {
+        CAPTURE(joined(arguments));
+        Program chat("chat", arguments);
+        CHECK(chat.exitCode() == 2);
+        checkSentence(chat.err, "chat", "--");
+    }
+    Program echo("echo", {"many"});
+    CHECK(echo.exitCode() == 1);
+    checkSentence(echo.err, "echo", "");
+    Program help("chat", {"--help"});
+    CHECK(help.exitCode() == 0);
+    CHECK(has(help.out, "--port N"));
+}
+
+TEST_CASE("examples/chat serves its page, and two people chat") {
+    Program chat("chat", {"--port", "0"});
+    const int port = portIn(chat.after("open http://localhost:"));
+
+    Client browser(port), lost(port), stranger(port);
+    browser.send("GET / HTTP/1.1\r\nHost: localhost\r\n\r\n");
+    const Answer page = browser.answer();
+    CHECK(page.status == 200);
+    CHECK(page.header("Content-Type") == "text/html; charset=utf-8");
+    CHECK(has(page.body, "<!DOCTYPE html>"));
+    CHECK(has(page.body, "</html>"));
+    CHECK_FALSE(has(page.body, "{{nonce}}"));
+    CHECK(has(page.header("Content-Security-Policy"), "default-src 'none'"));
+    std::ifstream file(EXAMPLES_DIR "/chat.html", std::ios::binary);
+    const std::string source(std::istreambuf_iterator<char>(file), {});
+    CHECK(page.body.size() > source.size());  // the nonces are longer than their places
+    lost.send("GET /favicon.ico HTTP/1.1\r\nHost: localhost\r\n\r\n");
+    CHECK(lost.status() == 404);
+    stranger.send(upgrade("/elsewhere"));
+    CHECK(stranger.status() == 404);
+
+    Peer ada(port, "/chat"), bob(port, "/chat");
+    say(ada, R"({"type":"hello","nick":"Ada","session":"1"})");
+    CHECK(heard(ada, "welcome")["nick"] == "Ada");
+    say(bob, R"({"type":"hello","nick":"Bob","session":"2"})");
+    CHECK(heard(bob, "welcome")["people"].size() == 2);
+    CHECK(heard(ada, "joined")["nick"] == "Bob");
+    say(ada, R"({"type":"say","text":"Hello, Bob!"})");
+    const Json::Value message = heard(bob, "message");
+    CHECK(message["nick"] == "Ada");
+    CHECK(message["text"] == "Hello, Bob!");
+    CHECK(heard(ada, "message") == message);
+    bob.reset();
+    CHECK(heard(ada, "left")["nick"] == "Bob");
+
+    chat.signal(SIGTERM);
+    std::string last = ada.hear();
+    CHECK(last == "close 1001");
+    ada.close();
+    CHECK(chat.exitCode() == 0);
+}
+
+TEST_CASE("examples/readme is the chat that the README shows") {
+    constexpr int kPort = 12345;  // as the README has it
+    bool free = true;
+    try {
+        const Client somebody(kPort);
+        free = false;
+    } catch (const std::runtime_error &) {}
+    if (!free) {
+        MESSAGE("skipped: port 12345 is taken");
+        return;
+    }
+    Program readme("readme", {});
+    readme.after("port 12345");
+    Peer ada(kPort), bob(kPort), eve(kPort);
+    ada.send(frame(kText, "hello, all"));
+    CHECK(bob.hear() == "text hello, all");
+    CHECK(eve.hear() == "text hello, all");
+    CHECK(ada.hearUntilPong().empty());
+    readme.signal(SIGTERM);
+    CHECK(readme.exitCode() == 1000 + SIGTERM);
+}
