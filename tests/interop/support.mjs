@@ -1,0 +1,120 @@
+// SPDX-License-Identifier: MIT
+// Extendible WebSocket Server
+
+// What the tests in Node share: starting servers and ending them, and waiting for events.
+
+import assert from 'node:assert/strict';
+import { spawn } from 'node:child_process';
+import { once } from 'node:events';
+import { closeSync, openSync, rmSync } from 'node:fs';
+import path from 'node:path';
+import readline from 'node:readline';
+import { test } from 'node:test';
+
+const SECONDS_TO_START_OR_END = 10;
+const { RUNNING } = process.env;  // a folder with a file for each process that runs
+
+export const ECHO = process.env.ECHO ?? 'examples/echo';
+export const CHAT = process.env.CHAT ?? 'examples/chat';
+export const INTEROP_SERVER = process.env.INTEROP_SERVER ?? '.build/interop-server';
+export const MIB = 1024 * 1024;
+
+// So that 'exit' handlers, ours and the browser's, end what this process has started.
+process.on('SIGTERM', () => process.exit(1));
+
+// Starts a server and waits for the port that it prints.
+export async function start(command, ...options) {
+  const server = new Server(command, options);
+  try {
+    const port = server.portPrinted();
+    server.port = await within(SECONDS_TO_START_OR_END, port, `${server.name} told no port`);
+    return server;
+  } catch (error) {
+    server.kill();
+    throw error;
+  }
+}
+
+// Ends them all, even if some do not end as they should; then fails for those.
+export async function stopAll(servers) {
+  const stops = await Promise.allSettled(servers.map((server) => server?.stop()));
+  for (const { reason } of stops) assert.ifError(reason);
+}
+
+class Server {
+  constructor(command, options) {
+    this.name = path.basename(command);
+    this.process = spawn(command, options, { stdio: ['ignore', 'pipe', 'inherit'] });
+    this.ended = once(this.process, 'exit');
+    this.note = RUNNING && this.process.pid && path.join(RUNNING, String(this.process.pid));
+    if (this.note) closeSync(openSync(this.note, 'w'));
+    this.killAtExit = () => this.kill();
+    process.on('exit', this.killAtExit);
+  }
+
+  // Reads to the very end, so that the server never has to wait for its reader.
+  async portPrinted() {
+    const lines = readline.createInterface(this.process.stdout);
+    const port = new Promise((found) => lines.on('line', (line) => {
+      const match = line.match(/(?:port |localhost:)(\d+)/);
+      if (match) found(Number(match[1]));
+    }));
+    const end = this.ended.then((how) => Promise.reject(new Error(`${this.name} ended: ${how}`)));
+    return Promise.race([port, end]);
+  }
+
+  url(pathAndQuery = '/') {
+    return `ws://localhost:${this.port}${pathAndQuery}`;
+  }
+
+  // Ends it as its owner would. It must end in good time, and with success.
+  async stop() {
+    this.process.kill('SIGINT');
+    try {
+      const end = await within(SECONDS_TO_START_OR_END, this.ended, `${this.name} does not end`);
+      assert.deepEqual(end, [0, null], `${this.name} must end with status 0, by no signal`);
+    } finally {
+      this.kill();
+    }
+  }
+
+  kill() {
+    this.process.kill('SIGKILL');  // does nothing if it has ended
+    if (this.note) rmSync(this.note, { force: true });
+    process.off('exit', this.killAtExit);
+  }
+}
+
+async function within(seconds, promise, complaint) {
+  let timer;
+  const late = new Promise((_, reject) => {
+    timer = setTimeout(() => reject(new Error(`${complaint} (${seconds} s)`)), seconds * 1000);
+  });
+  return Promise.race([promise, late]).finally(() => clearTimeout(timer));
+}
+
+// One test for each row of a table [label, ...arguments]; the label completes the title.
+// run() gets the arguments, and the test's context behind them.
+export function forEach(title, table, run) {
+  for (const [label, ...row] of table)
+    test(`${title} ${label}`, { timeout: 20_000 }, (t) => run(...row, t));
+}
+
+// For messages of any size: assert.equal() would print them.
+export function assertSame(got, sent) {
+  assert.equal(typeof got, typeof sent);
+  const isSame = Buffer.from(got).equals(Buffer.from(sent));
+  const beginning = got.toString().slice(0, 40);
+  assert.ok(isSame, `${sent.length} went, ${got.length} came back: ${beginning} …`);
+}
+
+// `size` bytes that look random and are the same in every run.
+export function noise(size) {
+  const bytes = Buffer.alloc(size);
+  let state = 6455;
+  for (let i = 0; i < size; ++i) {
+    state = (Math.imul(state, 1103515245) + 12345) & 0x7fffffff;
+    bytes[i] = state >> 16;
+  }
+  return bytes;
+}
