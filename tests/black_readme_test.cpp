@@ -1,0 +1,88 @@
+// SPDX-License-Identifier: MIT
+// Extendible WebSocket Server
+
+// The README is true: its program is the one that is compiled, its table of configuration
+// has the fields and defaults of config.h, and what a newcomer needs stands at the top.
+
+#include <doctest/doctest.h>
+
+#include <algorithm>
+#include <fstream>
+#include <iterator>
+#include <map>
+#include <regex>
+#include <string>
+#include <vector>
+
+namespace {
+
+std::string read(const char *path) {
+    std::ifstream file(path, std::ios::binary);
+    return {std::istreambuf_iterator<char>(file), {}};
+}
+
+std::vector<std::string> linesOf(const std::string &text) {
+    std::vector<std::string> lines;
+    for (std::size_t at = 0; at < text.size();) {
+        const std::size_t end = std::min(text.find('\n', at), text.size());
+        lines.push_back(text.substr(at, end - at));
+        at = end + 1;
+    }
+    return lines;
+}
+
+// What is before `place` in the text, as a line number that counts from 1.
+long lineOf(const std::string &text, const std::string &place) {
+    const std::size_t at = text.find(place);
+    REQUIRE_MESSAGE(at != std::string::npos, "missing: ", place);
+    return 1 + std::count(text.begin(), text.begin() + static_cast<std::ptrdiff_t>(at), '\n');
+}
+
+using Fields = std::map<std::string, std::string>;  // name, default
+
+// "    double pingSeconds = 20;", "    std::vector<std::string> protocols;"
+Fields fieldsOfConfig() {
+    const std::regex field(
+        R"(^    (?:std::string|std::size_t|std::vector<std::string>|int|bool|double) (\w+)(?: = (.*))?;$)");
+    Fields fields;
+    std::smatch match;
+    for (const std::string &line : linesOf(read("config.h")))
+        if (std::regex_match(line, match, field))
+            fields[match[1]] = match[2].matched ? match[2].str() : "{}";
+    return fields;
+}
+
+// "| `pingSeconds` | `20` | what it is |"
+Fields fieldsOfReadme() {
+    const std::string readme = read("README.md");
+    const std::size_t begin = readme.find("\n## Configuration\n");
+    REQUIRE(begin != std::string::npos);
+    const std::string section = readme.substr(begin, readme.find("\n## ", begin + 4) - begin);
+    const std::regex row("^\\| `(\\w+)` \\| `(.*?)` \\| .+ \\|$");
+    Fields fields;
+    std::smatch match;
+    for (const std::string &line : linesOf(section))
+        if (std::regex_match(line, match, row)) fields[match[1]] = match[2];
+    return fields;
+}
+
+}  // namespace
+
+TEST_CASE("the README's program is examples/readme.cpp, word for word") {
+    const std::string program = read("examples/readme.cpp");
+    CHECK(program.size() > 300);
+    CHECK(read("README.md").find("```cpp\n" + program + "```\n") != std::string::npos);
+}
+
+TEST_CASE("the commands stand by line 15, the whole program by line 50") {
+    const std::string readme = read("README.md");
+    CHECK(lineOf(readme, "make deps run") <= 15);
+    CHECK(lineOf(readme, "make deps test") <= 15);
+    CHECK(lineOf(readme, "int main() { ChatServer().run(); }") <= 50);
+}
+
+TEST_CASE("the README's table of configuration has all fields of config.h, with their defaults") {
+    const Fields fields = fieldsOfConfig();
+    CHECK(fields.size() >= 20);
+    CHECK(fieldsOfReadme() == fields);
+}
