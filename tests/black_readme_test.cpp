@@ -10,7 +10,6 @@
 #include <fstream>
 #include <iterator>
 #include <map>
-#include <regex>
 #include <string>
 #include <vector>
 
@@ -42,13 +41,17 @@ using Fields = std::map<std::string, std::string>;  // name, default
 
 // "    double pingSeconds = 20;", "    std::vector<std::string> protocols;"
 Fields fieldsOfConfig() {
-    const std::regex field(
-        R"(^    (?:std::string|std::size_t|std::vector<std::string>|int|bool|double) (\w+)(?: = (.*))?;$)");
     Fields fields;
-    std::smatch match;
-    for (const std::string &line : linesOf(read("config.h")))
-        if (std::regex_match(line, match, field))
-            fields[match[1]] = match[2].matched ? match[2].str() : "{}";
+    for (const std::string &line : linesOf(read("config.h"))) {
+        const bool isField = line.size() > 5 && line.substr(0, 4) == "    " && line[4] != '/' &&
+                             line.back() == ';' && line.find('(') == std::string::npos;
+        if (!isField) continue;
+        const std::size_t equals = std::min(line.find(" = "), line.size() - 1);
+        const std::size_t name = line.rfind(' ', equals - 1) + 1;
+        const bool given = equals + 3 < line.size();
+        fields[line.substr(name, equals - name)] =
+            given ? line.substr(equals + 3, line.size() - equals - 4) : "{}";
+    }
     return fields;
 }
 
@@ -57,12 +60,13 @@ Fields fieldsOfReadme() {
     const std::string readme = read("README.md");
     const std::size_t begin = readme.find("\n## Configuration\n");
     REQUIRE(begin != std::string::npos);
-    const std::string section = readme.substr(begin, readme.find("\n## ", begin + 4) - begin);
-    const std::regex row("^\\| `(\\w+)` \\| `(.*?)` \\| .+ \\|$");
     Fields fields;
-    std::smatch match;
-    for (const std::string &line : linesOf(section))
-        if (std::regex_match(line, match, row)) fields[match[1]] = match[2];
+    for (const std::string &line :
+         linesOf(readme.substr(begin, readme.find("\n## ", begin + 4) - begin))) {
+        if (line.substr(0, 3) != "| `") continue;
+        const std::size_t name = line.find('`', 3), value = line.find("| `", name) + 3;
+        fields[line.substr(3, name - 3)] = line.substr(value, line.find('`', value) - value);
+    }
     return fields;
 }
 

@@ -67,6 +67,8 @@ TEST_CASE("Who is idle for longer than maxIdle is disconnected within a second o
     Peer silent(server, "/silent"), pinging(server, "/pinging"), patient(server, "/patient");
     Peer talking(server, "/talking"), notCounting(server, "/not-counting");
     Peer sayingSo(server, "/saying-so"), busy(server, "/busy");
+    Server resting([](Config &other) { other.closeSeconds = 0.5; });  // takes no turns meanwhile
+    Peer late(resting);
     server.start = Clock::now();
     int rounds = 0;
     while (server.left.size() < 4 || secondsSince(server.start) < 1.6) {
@@ -91,6 +93,12 @@ TEST_CASE("Who is idle for longer than maxIdle is disconnected within a second o
     CHECK(joined(paths) == "/not-counting, /pinging, /saying-so, /silent");
     CHECK(silent.hear() == "close 1001");
     CHECK(server.userCount() == 3);
+
+    // Deadlines begin when something happens, not when the server last took a turn.
+    resting.disconnect(resting.user(1), 4000);
+    CHECK(late.hear() == "close 4000");
+    late.send(closeFrame(4000));
+    CHECK(late.hear() == "EOF");
 }
 
 TEST_CASE("Who is silent, trickles or does not close has a deadline each") {
@@ -201,8 +209,9 @@ TEST_CASE("maxUsersPerAddress counts the users of each address") {
     Client third(server);
     third.send(upgrade());
     CHECK(third.status() == 503);
-    ada.send(closeFrame(1000));
-    CHECK(joined(ada.hearAll()) == "close 1000, EOF");
+    server.disconnect(server.user(1));  // who is on the way out counts no more
+    CHECK(ada.hear() == "close 1000");
+    const Client pending(server);  // who is no user yet does not count either
     const Peer fourth(server);
     CHECK(server.userCount() == 2);
     try {
@@ -236,6 +245,11 @@ TEST_CASE("Who sends more than maxMessagesPerSecond is disconnected with 1008") 
 
 TEST_CASE("When maxPending is reached, who has been at it longest makes room") {
     Server server([](Config &config) { config.maxPending = 3; });
+    for (int i = 0; i < 5; ++i) {
+        Peer gone(server);
+        gone.reset();
+        pump(server, "its end", [&] { return server.userCount() == 0; });
+    }
     std::vector<std::unique_ptr<Peer>> users;  // they are no longer pending
     for (int i = 0; i < 5; ++i) users.push_back(std::make_unique<Peer>(server));
     std::vector<std::unique_ptr<Client>> pending;

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: MIT
 // Extendible WebSocket Server
 
-// What the white-box tests share: buffers that the address sanitizer guards, bytes
-// written as hexadecimal digits, chance that is the same each time, and a look at the
-// heap. Include it before ../server.cpp, once per program.
+// What the white-box tests share: server.cpp itself, whose parts they reach because it is
+// included here; buffers that the address sanitizer guards, bytes written as hexadecimal
+// digits, chance that is the same each time, and a look at the heap.
 
 #ifndef WS_TESTS_WHITE_H
 #define WS_TESTS_WHITE_H
@@ -23,6 +23,8 @@
 #if defined(__GNUC__) && !defined(__clang__)
 #pragma GCC diagnostic ignored "-Wsubobject-linkage"
 #endif
+
+#include "../server.cpp"
 
 // The address sanitizer's, by hand: not every system has its header.
 extern "C" {

@@ -5,8 +5,6 @@
 
 #include "white.h"
 
-#include "../server.cpp"
-
 namespace {
 
 std::string encoded(std::string_view bytes) { return base64Encode(Exact(bytes).view()); }

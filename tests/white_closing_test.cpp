@@ -5,8 +5,6 @@
 
 #include "white.h"
 
-#include "../server.cpp"
-
 namespace {
 
 std::string codeBytes(int code) { return {static_cast<char>(code / 256), static_cast<char>(code)}; }

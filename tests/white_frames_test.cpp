@@ -6,8 +6,6 @@
 
 #include "white.h"
 
-#include "../server.cpp"
-
 namespace {
 
 struct Parsed {

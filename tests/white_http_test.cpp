@@ -6,8 +6,6 @@
 
 #include "white.h"
 
-#include "../server.cpp"
-
 namespace {
 
 // The smallest request there is, and the handshake of RFC 6455 1.2.

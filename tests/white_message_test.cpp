@@ -5,8 +5,6 @@
 
 #include "white.h"
 
-#include "../server.cpp"
-
 namespace {
 
 std::string repeated(const std::string &text, int times) {

@@ -7,8 +7,6 @@
 
 #include "white.h"
 
-#include "../server.cpp"
-
 namespace {
 
 using Limits = MessageReader::Limits;

@@ -5,8 +5,6 @@
 
 #include "white.h"
 
-#include "../server.cpp"
-
 namespace {
 
 using Pieces = std::array<iovec, kMaxPieces>;
