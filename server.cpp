@@ -206,7 +206,7 @@ bool isCloseCode(int code);
 // text cannot become valid any more.
 class Utf8Check {
   public:
-    bool feed(std::string_view piece);               // false: invalid, for good
+    bool feed(std::string_view piece);               // false: it is invalid, do not go on
     bool complete() const { return missing_ == 0; }  // not in the middle of a character
 
   private:
@@ -2386,7 +2386,7 @@ std::string httpDate(std::time_t now) {
 }
 
 // A whole response. Each is the last on its connection (RFC 9112 9.6); who sends an
-// Upgrade header names it in Connection, too (RFC 9110 7.8). 204 and 304 have no body.
+// Upgrade header names it in Connection, too (RFC 9110 7.8). 204, 205 and 304 have no body.
 std::string encodeResponse(const WSResponse &response, std::time_t now, bool withBody) {
     std::string text = "HTTP/1.1 " + std::to_string(response.status) + ' ' +
                        reasonPhrase(response.status) + "\r\n";
@@ -2395,7 +2395,8 @@ std::string encodeResponse(const WSResponse &response, std::time_t now, bool wit
         text += name + ": " + value + "\r\n";
         upgrade = upgrade || sameIgnoringCase(name, "Upgrade");
     }
-    const bool bodiless = response.status == 204 || response.status == 304;
+    const bool bodiless =
+        response.status == 204 || response.status == 205 || response.status == 304;
     if (!bodiless) text += "Content-Length: " + std::to_string(response.body.size()) + "\r\n";
     text += "Date: " + httpDate(now) + "\r\n";
     text += upgrade ? "Connection: close, Upgrade\r\n\r\n" : "Connection: close\r\n\r\n";
@@ -2536,6 +2537,7 @@ namespace {
 constexpr std::size_t kGrowth = 16;
 
 Progress MessageReader::read(char *bytes, std::size_t size, const Limits &limits, Found &found) {
+    found = {};
     if (filled_ > 0 && !inMessage()) take();  // the last message, which nobody took
     std::size_t used = 0;
     for (;;) {

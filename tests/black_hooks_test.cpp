@@ -390,6 +390,8 @@ TEST_CASE("sendToUser() says whether the message is on its way") {
     CHECK_FALSE(server.sendToUser(third, "kept back"));
     CHECK(joined(server.hooks).find("postSend 3") == std::string::npos);
     CHECK(eve.hear() == "close 4000");
+    eve.send(closeFrame(4000));
+    CHECK(eve.hear() == "EOF");  // nothing came behind our Close
     CHECK(bob.hear() == "close 1000");
 }
 
