@@ -54,8 +54,8 @@ struct WSBaseConfig {
     int maxUsers = 1000;
 
     // Connections that are no users: still in their opening handshake, or
-    // being closed. At least 1. When it is reached, the one that has been at it
-    // longest makes room for the newcomer. Raise it if many come at once.
+    // being closed. At least 1. When it is reached, the one whose time is up first
+    // makes room for the newcomer. Raise it if many come at once.
     int maxPending = 1000;
 
     // Users from the same IP address; 0 means no limit. Careful: behind one

@@ -923,7 +923,7 @@ bool WSLoop::sendToUser(WSBaseUser &user, const WSMessage &msg) {
     const Scoped sending(inSendHook_, true);
     WSMessage own = msg;
     callHook(c, "preSend", [&] { server_.callPreSend(user, own); });
-    if (c->state != State::open || !queueMessage(*c, own)) return false;
+    if (!queueMessage(*c, own)) return false;
     callHook(c, "postSend", [&] { server_.callPostSend(user, own); });
     return true;
 }
@@ -1070,7 +1070,7 @@ void WSLoop::disconnect(WSBaseUser &user, int code, std::string_view reason) {
     if (!isUtf8(reason)) throw std::invalid_argument("disconnect(): the reason is not UTF-8");
     WSConnection *c = user.connection_;
     if (c == nullptr) return;
-    if (c == newcomer_) return refuse(user, 403, reason);
+    if (c == newcomer_ && !refusal_) refuse(user, 403, reason);
     if (c->state != State::open) return;
     const std::string payload = encodeClose(code, reason);
     std::string said = payload.substr(2);
@@ -1288,8 +1288,8 @@ void WSLoop::add(int fd, const sockaddr_storage &peer) {
     }
 }
 
-// Who is neither open nor dead holds a descriptor without being a user. If there are too
-// many of these, the one whose time is up first goes now.
+// Who is no user holds a descriptor all the same. If there are too many of these, the one
+// whose time is up first goes now.
 void WSLoop::makePendingRoom() {
     if (connections_.size() - withUser_ < static_cast<std::size_t>(config_.maxPending)) return;
     WSConnection *oldest = nullptr;
@@ -1347,10 +1347,11 @@ void WSLoop::answerRequest(WSConnection &c, const RequestHead &head) {
 // and only there it matters (RFC 6455 10.2).
 bool WSLoop::originAllowed(const RequestHead &head) const {
     const std::size_t count = countFields(head, "Origin");
-    if (count == 0) return !config_.requireOrigin;
+    const std::string value = fieldValue(head, "Origin");
+    if (count == 0 || (origins_.empty() && value.empty())) return !config_.requireOrigin;
     if (origins_.empty()) return true;
     if (count > 1) return false;
-    const std::optional<std::string> origin = normalOrigin(fieldValue(head, "Origin"));
+    const std::optional<std::string> origin = normalOrigin(value);
     return origin && std::find(origins_.begin(), origins_.end(), *origin) != origins_.end();
 }
 
@@ -1685,14 +1686,16 @@ void WSLoop::stopOn(std::initializer_list<int> signals) {
         std::atomic<int> &pipe = signalPipes[static_cast<std::size_t>(signal)];
         if (pipe == wakePipe_[1]) continue;
         if (pipe != 0) throw std::logic_error("stopOn(): another server has that signal");
-        struct sigaction action {
-        }, before{};
+        struct sigaction action {};
+        struct sigaction before {};
         action.sa_handler = onSignal;
         action.sa_flags = SA_RESTART;
         ::sigemptyset(&action.sa_mask);
-        if (::sigaction(signal, &action, &before) != 0)
+        pipe = wakePipe_[1];  // first: the signal may come at once
+        if (::sigaction(signal, &action, &before) != 0) {
+            pipe = 0;
             throw std::system_error(errno, std::generic_category(), "stopOn()");
-        pipe = wakePipe_[1];
+        }
         oldHandlers_.emplace_back(signal, before);
     }
 }

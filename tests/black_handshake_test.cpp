@@ -354,8 +354,12 @@ TEST_CASE("Who sends no Origin is let in, unless requireOrigin") {
             program.send(upgrade());
             if (required) CHECK(program.status() == 403);
             else CHECK(program.head().substr(0, 13) == "HTTP/1.1 101 ");
+            Client nameless(server);
+            nameless.send(upgrade("/", "Origin:\r\n"));
+            if (required || listed) CHECK(nameless.status() == 403);
+            else CHECK(nameless.head().substr(0, 13) == "HTTP/1.1 101 ");
             const Peer browser(server, "/", "Origin: https://example.com\r\n");
-            CHECK(server.userCount() == (required ? 1 : 2));
+            CHECK(server.userCount() == (required ? 1 : listed ? 2 : 3));
         }
     }
 }

@@ -458,6 +458,12 @@ TEST_CASE("refuse() answers with its status and text, disconnect() with 403") {
         {"A status that is too large.", [](Server &s, User &u) { s.refuse(u, 600); }, 500, nullptr},
         {"It refuses somebody else.", [](Server &s, User &) { s.refuse(s.user(1), 403); }, 500,
          nullptr},
+        {"It refuses, then disconnects: the first counts.",
+         [](Server &s, User &u) {
+             s.refuse(u, 401, "Who are you?");
+             s.disconnect(u);
+         },
+         401, "Who are you?\n"},
         {"It refuses, and throws.",
          [](Server &s, User &u) {
              s.refuse(u, 403);
