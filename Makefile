@@ -208,11 +208,11 @@ dropin-check:  ## The four files and the README's example compile by themselves
 
 install-check: $(library) | deps-install  ## Installs, uses, uninstalls it in a temporary place
 	@$(in_scratch); cp examples/readme.cpp "$$dir/mine.cpp"; \
-	$(MAKE) --no-print-directory install DESTDIR= PREFIX="$$dir/root"; \
-	export PKG_CONFIG_PATH="$$dir/root/lib/pkgconfig:$$PKG_CONFIG_PATH"; \
+	$(MAKE) --no-print-directory install DESTDIR= PREFIX="$$dir/prefix"; \
+	export PKG_CONFIG_PATH="$$dir/prefix/lib/pkgconfig:$$PKG_CONFIG_PATH"; \
 	(cd "$$dir" && $(CXX) -std=c++17 mine.cpp $$($(PKG_CONFIG) --cflags --libs $(name)) -o mine); \
-	$(MAKE) --no-print-directory uninstall DESTDIR= PREFIX="$$dir/root"; \
-	left=$$(find "$$dir/root" ! -type d -o -name '*$(name)*'); \
+	$(MAKE) --no-print-directory uninstall DESTDIR= PREFIX="$$dir/prefix"; \
+	left=$$(find "$$dir/prefix" ! -type d -o -name '*$(name)*'); \
 	if [ -n "$$left" ]; then echo "left behind: $$left"; exit 1; fi
 
 interop: examples .build/interop-server | deps-interop  ## A browser, Node's and Python's clients against it
