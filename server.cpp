@@ -909,10 +909,11 @@ void WSLoop::endOfInput(WSConnection &c) {
 // 4. Sending
 //
 // What is sent is queued, and all that was queued for a connection in a turn goes out in
-// one system call at the turn's end. What the kernel does not take stays queued; POLLOUT
-// is asked for only as long. Small frames are copied one behind the other; the payload
-// of a large message is shared by all its receivers. Text was checked when its WSMessage
-// was made, and JSON was written then: a broadcast only adds headers.
+// one system call at the turn's end (or before, if the queue is full). What the kernel does
+// not take stays queued; POLLOUT is asked for only as long. Small frames are copied one
+// behind the other; the payload of a large message is shared by all its receivers. Text was
+// checked when its WSMessage was made, and JSON was written then: a broadcast only adds
+// headers.
 // ============================================================================
 
 bool WSLoop::sendToUser(WSBaseUser &user, const WSMessage &msg) {

@@ -558,3 +558,13 @@ TEST_CASE("a reader holds memory only while something is unfinished") {
         CHECK(held == 0);
     }
 }
+
+TEST_CASE("what was found before is not found again") {
+    MessageReader reader;
+    Found found;
+    const Exact whole(text("Hello")), fragment(beginText("Hel"));
+    CHECK(reader.read(whole.data(), whole.size(), kWide, found).answer == Progress::done);
+    CHECK(found.payload == "Hello");
+    CHECK(reader.read(fragment.data(), fragment.size(), kWide, found).answer == Progress::needMore);
+    CHECK(found.opcode == Opcode::continuation);
+}
