@@ -107,7 +107,8 @@ struct WSBaseConfig {
     // How long a shutdown waits for queues to drain and peers to close.
     double shutdownSeconds = 10;
 
-    // How long the listeners rest when the system has no descriptor left.
+    // How long the listeners rest when the system has no descriptor left, and a connection
+    // for which it has no memory. Less recovers sooner, and costs more while it lasts.
     double restSeconds = 0.1;
 
     // --- tuning: measure before you change these ------------------------------

@@ -336,6 +336,7 @@ struct WSConnection {
     bool inputEnded = false;    // the peer has shut down its side
     bool stalled = false;       // the kernel did not take all: waiting for POLLOUT
     bool pinged = false;        // since the last byte
+    bool resting = false;       // the system has no memory for it now
     std::size_t slot = 0;       // its place in connections_
     Milliseconds deadline = 0;  // of the handshake, the ping, or the closing
     Milliseconds lastByte = 0;
@@ -371,6 +372,10 @@ struct WSLoop {
     // The loop (section 2)
     void run();
     bool turn(std::chrono::milliseconds timeout);
+    void pollFailed(int error);
+    void rest(const char *what, int error);
+    void wakeUp();
+    void failedCall(WSConnection &c, const char *what, int error);
     int waitAtMost(std::chrono::milliseconds timeout) const;
     void serve(int ready);
     void serveConnection(WSConnection &c, short revents);
@@ -445,8 +450,6 @@ struct WSLoop {
     void openListeners();
     int openListenersOf(const addrinfo *list);
     void closeListeners();
-    void restListeners(int error);
-    void wakeListeners();
     void raiseFileLimit();
     void stop() noexcept;
     void stopOn(std::initializer_list<int> signals);
@@ -469,8 +472,8 @@ struct WSLoop {
 
     Milliseconds now_ = 0;  // read once per turn
     Milliseconds nextClocks_ = 0;
-    Milliseconds restUntil_ = 0;  // the listeners rest; 0: they do not
-    int trouble_ = 0;             // errno of the last accept() that failed; 0: it did not
+    bool resting_ = false;  // the listeners, or some connections, until:
+    Milliseconds restUntil_ = 0;
 
     // Shared by all connections, so that idle ones need none.
     std::unique_ptr<char[]> inbox_;
@@ -535,8 +538,9 @@ constexpr Milliseconds kClockPeriod = 1000;       // "once a second"
 constexpr char kByStop = 't', kBySignal = 's';    // what is written into the wake pipe
 
 Milliseconds monotonicNow() {
-    using namespace std::chrono;
-    return duration_cast<milliseconds>(steady_clock::now().time_since_epoch()).count();
+    timespec now{};
+    ::clock_gettime(CLOCK_MONOTONIC, &now);
+    return Milliseconds{now.tv_sec} * 1000 + now.tv_nsec / 1'000'000;
 }
 
 Milliseconds milliseconds(double seconds) { return static_cast<Milliseconds>(seconds * 1000); }
@@ -544,6 +548,8 @@ Milliseconds milliseconds(double seconds) { return static_cast<Milliseconds>(sec
 std::string errorText(int error) { return std::generic_category().message(error); }
 
 bool wouldBlock(int error) { return error == EAGAIN || error == EWOULDBLOCK; }
+
+bool isShortage(int error) { return error == ENOBUFS || error == ENOMEM; }
 
 std::string quoted(const std::string &text) { return '"' + text + '"'; }
 
@@ -599,13 +605,16 @@ bool WSLoop::turn(std::chrono::milliseconds timeout) {
     // 1. Collect: the array stands; what is to do without waiting makes the wait short.
     const int wait = waitAtMost(timeout);
 
-    // 2. Poll. After a failure (EINTR) nobody is known to be ready, nor to be silent.
+    // 2. Poll. EINTR is an ordinary end of waiting. After another failure nobody is known
+    //    to be ready, nor to be silent: the clocks are not read either.
     const int ready = ::poll(pollfds_.data(), static_cast<nfds_t>(pollfds_.size()), wait);
-    now_ = monotonicNow();
+    const int error = ready < 0 ? errno : 0;
+    now_ = std::max(now_, monotonicNow());
 
     // 3. Serve who is ready.
     if (ready > 0) serve(ready);
-    if (ready >= 0) readClocks();
+    if (error == 0 || error == EINTR) readClocks();
+    else pollFailed(error);
     heedStop();
 
     // 4. Write: one send for each connection that has something queued.
@@ -617,6 +626,39 @@ bool WSLoop::turn(std::chrono::milliseconds timeout) {
     return !shutdownEnded();
 }
 
+// poll() itself fails: no memory, or the limit of open files is below what is open.
+void WSLoop::pollFailed(int error) {
+    rest("poll", error);
+    ::poll(nullptr, 0, static_cast<int>(milliseconds(config_.restSeconds)));
+}
+
+// What the system can not give now (descriptors, memory) it will not give at once either: who
+// asked rests for restSeconds, or the loop would spin. Logged when it begins, not each
+// time that it goes on.
+void WSLoop::rest(const char *what, int error) {
+    if (now_ - restUntil_ > kClockPeriod)
+        log(WSLevel::warning,
+            [&] { return std::string("cannot ") + what + ", trying again: " + errorText(error); });
+    restUntil_ = now_ + milliseconds(config_.restSeconds);
+    resting_ = true;
+}
+
+void WSLoop::wakeUp() {
+    resting_ = false;
+    for (std::size_t i = 1; i < firstConnection_; ++i) pollfds_[i].events = POLLIN;
+    for (const auto &c : connections_)
+        if (std::exchange(c->resting, false)) touch(*c);
+}
+
+// A call for one connection failed. That it would block, or was interrupted, is ordinary.
+void WSLoop::failedCall(WSConnection &c, const char *what, int error) {
+    if (wouldBlock(error) || error == EINTR) return;
+    if (!isShortage(error)) return lose(c, "connection lost");
+    rest(what, error);
+    c.resting = true;
+    updateEvents(c);
+}
+
 // How long poll() may wait, as poll() wants it: 0 while something is to do; else until
 // the clocks are to be read, the listeners have rested or the caller wants the turn to
 // end; -1, for ever, if there is none of these.
@@ -626,7 +668,7 @@ int WSLoop::waitAtMost(std::chrono::milliseconds timeout) const {
     if (timeout.count() >= 0) until = now_ + std::min<Milliseconds>(timeout.count(), kLongest);
     if (!connections_.empty()) until = std::min(until, nextClocks_);
     if (shuttingDown_) until = std::min(until, shutdownDeadline_);
-    if (restUntil_ != 0) until = std::min(until, restUntil_);
+    if (resting_) until = std::min(until, restUntil_);
     if (until == kNever) return -1;
     return static_cast<int>(std::max<Milliseconds>(until - now_, 0));
 }
@@ -675,7 +717,7 @@ void WSLoop::readWakePipe() {
 
 // Once a second: who has been silent, idle or unfinished for too long?
 void WSLoop::readClocks() {
-    if (restUntil_ != 0 && now_ >= restUntil_) wakeListeners();
+    if (resting_ && now_ >= restUntil_) wakeUp();
     if (now_ < nextClocks_) return;
     nextClocks_ = now_ + kClockPeriod;
     for (const auto &c : connections_) guarded(*c, [&] { readClock(*c); });
@@ -787,10 +829,7 @@ void WSLoop::readFrom(WSConnection &c) {
         c.reader ? c.reader->room(config_.readBytes) : MessageReader::Room{};
     const ssize_t result = receive(c, room);
     if (result == 0) return endOfInput(c);
-    if (result < 0) {
-        if (!wouldBlock(errno) && errno != EINTR) lose(c, "connection lost");
-        return;
-    }
+    if (result < 0) return failedCall(c, "receive", errno);
     heardOf(c);
     const auto size = static_cast<std::size_t>(result);
     if (c.state == State::handshaking) return doHandshake(c, inbox_.get(), size);
@@ -1012,7 +1051,8 @@ void WSLoop::flush(WSConnection &c) {
     if (c.queued() > 0) {
         std::array<iovec, kMaxPieces> pieces;
         const ssize_t sent = sendPieces(c.fd, pieces.data(), c.outbox->gather(pieces));
-        if (sent < 0 && !wouldBlock(errno) && errno != EINTR) return lose(c, "connection lost");
+        if (sent < 0) failedCall(c, "send", errno);
+        if (c.state == State::dead) return;
         if (sent > 0) wrote(c, static_cast<std::size_t>(sent), waited);
         c.stalled = c.queued() > 0;
     }
@@ -1049,7 +1089,9 @@ void WSLoop::updateEvents(const WSConnection &c) {
     int events = 0;
     if (!c.inputEnded && !throttled) events |= POLLIN;
     if (c.stalled) events |= POLLOUT;
-    pollfds_[firstConnection_ + c.slot].events = static_cast<short>(events);
+    pollfd &entry = pollfds_[firstConnection_ + c.slot];
+    entry.events = static_cast<short>(events);
+    entry.fd = c.resting ? -1 : c.fd;  // poll() passes over a negative one
 }
 
 // ============================================================================
@@ -1250,19 +1292,20 @@ constexpr const char *kRetryAfter = "10";
 
 }  // namespace
 
-// Accepts who waits at a listener, some at a time. One that is gone again is ordinary; any
-// other trouble (no descriptor is left, or no memory) lasts, so the listeners rest.
+// Accepts who waits at a listener, some at a time. One that is gone again is ordinary; after
+// any other trouble (no descriptor is left, or no memory) the listeners rest.
 void WSLoop::connect(int listener) {
     for (int i = 0; i < config_.acceptsPerTurn; ++i) {
         sockaddr_storage peer{};
         const int fd = acceptNonBlocking(listener, peer);
         if (fd >= 0) {
-            trouble_ = 0;
             add(fd, peer);
         } else if (wouldBlock(errno)) {
             return;
-        } else if (errno != EINTR && errno != ECONNABORTED) {
-            return restListeners(errno);
+        } else if (errno != EINTR && errno != ECONNABORTED && errno != EPROTO) {
+            rest("accept", errno);
+            for (std::size_t k = 1; k < firstConnection_; ++k) pollfds_[k].events = 0;
+            return;
         }
     }
 }
@@ -1641,23 +1684,7 @@ void WSLoop::closeListeners() {
         ::close(pollfds_[1].fd);
         pollfds_.erase(pollfds_.begin() + 1);
     }
-    restUntil_ = 0;
     port_ = 0;
-}
-
-// Without descriptors, a listener that is ready would keep poll() from ever waiting.
-// That is logged when it begins, not each time that it goes on.
-void WSLoop::restListeners(int error) {
-    if (error != trouble_)
-        log(WSLevel::warning, [&] { return "cannot accept, trying again: " + errorText(error); });
-    trouble_ = error;
-    restUntil_ = now_ + milliseconds(config_.restSeconds);
-    for (std::size_t i = 1; i < firstConnection_; ++i) pollfds_[i].events = 0;
-}
-
-void WSLoop::wakeListeners() {
-    restUntil_ = 0;
-    for (std::size_t i = 1; i < firstConnection_; ++i) pollfds_[i].events = POLLIN;
 }
 
 // Each connection takes a descriptor. The soft limit is ours to raise, up to the hard one.
