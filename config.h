@@ -118,6 +118,15 @@ struct WSBaseConfig {
     // the others for a shorter time.
     std::size_t readBytes = 256 * 1024;
 
+    // Frames read in one turn of the loop, shared evenly by all who have some; the rest is
+    // read in the next turns. It bounds the time of a turn when many send the smallest of
+    // messages: less means shorter turns and more of them.
+    int framesPerTurn = 8192;
+
+    // Seconds for the messages of one user in one turn, hooks included; then the others have
+    // their turn. It only matters if your hooks take long: a message is never cut off.
+    double busySeconds = 0.002;
+
     // Connections accepted in one turn of the loop, from each listener.
     int acceptsPerTurn = 64;
 

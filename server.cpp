@@ -230,18 +230,18 @@ class MessageReader {
         int maxFragments;
     };
 
-    // What read() found: a whole message (opcode text or binary) or a control frame. The
-    // payload is unmasked; it lies in the bytes given to read() or in this reader, and is
-    // good until the next call.
+    // What read() found: a whole message (opcode text or binary), a control frame, or only a
+    // frame of a message that goes on (opcode continuation). The payload is unmasked; it
+    // lies in the bytes given to read() or in this reader, and is good until the next call.
     struct Found {
         Opcode opcode = Opcode::continuation;
         std::string_view payload;
         bool assembled = false;  // the payload lies in this reader, take() it
     };
 
-    // Reads up to the end of the next message or control frame; what it reads is unmasked
-    // in place. Done: `found` is set, and the bytes behind those used are still to be read.
-    // Need more: all bytes are used. Bad: a close code; do not call it again.
+    // Reads up to the end of a frame; what it reads is unmasked in place. Done: `found` is set,
+    // and the bytes behind those used are still to be read. Need more: all bytes are used.
+    // Bad: a close code; do not call it again.
     Progress read(char *bytes, std::size_t size, const Limits &limits, Found &found);
 
     // Where the rest of an unfinished message may be received directly, at most `most`
@@ -333,6 +333,7 @@ struct WSConnection {
     State state = State::handshaking;
     bool touched = false;       // is in touched_: write() will look at it
     bool marked = false;        // is in marked_: bury() will look at it
+    bool readsOn = false;       // is in unread_: its unread bytes can be read in the next turn
     bool inputEnded = false;    // the peer has shut down its side
     bool stalled = false;       // the kernel did not take all: waiting for POLLOUT
     bool pinged = false;        // since the last byte
@@ -347,6 +348,8 @@ struct WSConnection {
     std::unique_ptr<Outbox> outbox;
     std::string head;  // the request's, while it is incomplete
     std::string address;
+    std::string unread;        // frames that were received and wait for a later turn,
+    std::size_t unreadAt = 0;  // from here on
 
     std::size_t queued() const { return outbox ? outbox->size() : 0; }
 };
@@ -396,7 +399,10 @@ struct WSLoop {
     void readFrom(WSConnection &c);
     void heardOf(WSConnection &c) const;
     ssize_t receive(WSConnection &c, const MessageReader::Room &room);
-    void readFrames(WSConnection &c, char *bytes, std::size_t size);
+    void readInbox(WSConnection &c, char *bytes, std::size_t size);
+    void readOn(WSConnection &c);
+    std::size_t readFrames(WSConnection &c, char *bytes, std::size_t size);
+    bool mayReadFrame(WSConnection &c, int frames, Milliseconds &start);
     void received(WSConnection &c, const MessageReader::Found &found);
     bool tooMany(WSConnection &c) const;
     void receivedMessage(WSConnection &c, const MessageReader::Found &found);
@@ -415,7 +421,8 @@ struct WSLoop {
     void flush(WSConnection &c);
     void wrote(WSConnection &c, std::size_t size, bool waited);
     void flushed(WSConnection &c);
-    void updateEvents(const WSConnection &c);
+    bool isThrottled(const WSConnection &c) const;
+    void updateEvents(WSConnection &c);
 
     // Users (section 5)
     void disconnect(WSBaseUser &user, int code, std::string_view reason);
@@ -465,11 +472,13 @@ struct WSLoop {
     std::size_t firstConnection_ = 1;
     std::vector<std::unique_ptr<WSConnection>> connections_;
     std::vector<WSConnection *> touched_;  // have something to write, or to finish
+    std::vector<WSConnection *> unread_;   // can go on reading what is here already
     std::vector<WSConnection *> marked_;   // have ended, or lost their user
     int userCount_ = 0;                    // users that are open
     std::size_t withUser_ = 0;             // connections that have a user, whatever its state
     std::uint64_t lastId_ = 0;
 
+    int framesEach_ = 0;    // what each may read in this turn
     Milliseconds now_ = 0;  // read once per turn
     Milliseconds nextClocks_ = 0;
     bool resting_ = false;  // the listeners, or some connections, until:
@@ -611,8 +620,8 @@ bool WSLoop::turn(std::chrono::milliseconds timeout) {
     const int error = ready < 0 ? errno : 0;
     now_ = std::max(now_, monotonicNow());
 
-    // 3. Serve who is ready.
-    if (ready > 0) serve(ready);
+    // 3. Serve who is ready, and who has bytes left from before.
+    serve(std::max(ready, 0));
     if (error == 0 || error == EINTR) readClocks();
     else pollFailed(error);
     heedStop();
@@ -663,7 +672,7 @@ void WSLoop::failedCall(WSConnection &c, const char *what, int error) {
 // the clocks are to be read, the listeners have rested or the caller wants the turn to
 // end; -1, for ever, if there is none of these.
 int WSLoop::waitAtMost(std::chrono::milliseconds timeout) const {
-    if (!touched_.empty() || !marked_.empty() || stopAsked_) return 0;
+    if (!touched_.empty() || !unread_.empty() || !marked_.empty() || stopAsked_) return 0;
     Milliseconds until = kNever;
     if (timeout.count() >= 0) until = now_ + std::min<Milliseconds>(timeout.count(), kLongest);
     if (!connections_.empty()) until = std::min(until, nextClocks_);
@@ -673,12 +682,20 @@ int WSLoop::waitAtMost(std::chrono::milliseconds timeout) const {
     return static_cast<int>(std::max<Milliseconds>(until - now_, 0));
 }
 
-// The wake pipe, the listeners, then each ready connection. Those that are accepted here
-// are appended, and not ready before the next turn.
+// The wake pipe, the listeners, those who have something left to be read, then each ready
+// connection. Those that are accepted here are appended, and not ready before the next turn.
 void WSLoop::serve(int ready) {
-    if (pollfds_[0].revents != 0) readWakePipe(), --ready;
+    const std::size_t left = unread_.size();
+    framesEach_ = std::max(config_.framesPerTurn / std::max(ready + static_cast<int>(left), 1), 1);
+    if (ready > 0 && pollfds_[0].revents != 0) readWakePipe(), --ready;
     for (std::size_t i = 1; i < firstConnection_ && ready > 0; ++i)
         if (pollfds_[i].revents != 0) connect(pollfds_[i].fd), --ready;
+    for (std::size_t i = 0; i < left; ++i) {
+        WSConnection &c = *unread_[i];
+        c.readsOn = false;
+        guarded(c, [&] { readOn(c); });
+    }
+    unread_.erase(unread_.begin(), unread_.begin() + static_cast<std::ptrdiff_t>(left));
     for (std::size_t i = 0; i < connections_.size() && ready > 0; ++i) {
         const short revents = pollfds_[firstConnection_ + i].revents;
         if (revents == 0) continue;
@@ -820,11 +837,19 @@ void WSLoop::bury() {
 // that all connections share, and messages are unmasked and handed out where they lie
 // there. Only what is unfinished at the inbox's end is copied to the connection, into its
 // MessageReader; the rest of a large message is received right there.
+//
+// A few bytes can be much work: 256 KiB are 43 000 of the smallest frames. So the frames of a
+// turn are counted, too, and shared by all who have something to say; and while a peer does
+// not read what it is sent, its next frame has to wait. What was received but may not be
+// read yet is kept by the connection, and nothing more is received until it is read.
 // ============================================================================
 
-// What came belongs to the handshake, to the frames or, on the way out, to nobody.
+// What came belongs to the handshake, to the frames or, on the way out, to nobody. (Who
+// may not be read from can be ready all the same: if it is lost, as flush() will find.)
 void WSLoop::readFrom(WSConnection &c) {
     if (c.state == State::dead) return;
+    if (isThrottled(c)) flush(c);
+    if (!c.unread.empty() || isThrottled(c)) return touch(c);
     const MessageReader::Room room =
         c.reader ? c.reader->room(config_.readBytes) : MessageReader::Room{};
     const ssize_t result = receive(c, room);
@@ -834,8 +859,8 @@ void WSLoop::readFrom(WSConnection &c) {
     const auto size = static_cast<std::size_t>(result);
     if (c.state == State::handshaking) return doHandshake(c, inbox_.get(), size);
     const std::size_t inRoom = std::min(size, room.size);
-    if (inRoom > 0) readFrames(c, room.bytes, inRoom);
-    if (size > inRoom) readFrames(c, inbox_.get(), size - inRoom);
+    if (inRoom > 0) readFrames(c, room.bytes, inRoom);  // of one frame: all of it is used
+    if (size > inRoom) readInbox(c, inbox_.get(), size - inRoom);
 }
 
 // A sign of life: the peer sent or took something.
@@ -862,27 +887,62 @@ ssize_t WSLoop::receive(WSConnection &c, const MessageReader::Room &room) {
     return ::recvmsg(c.fd, &message, 0);
 }
 
+// Reads the frames that lie in the inbox; keeps those that have to wait.
+void WSLoop::readInbox(WSConnection &c, char *bytes, std::size_t size) {
+    const std::size_t used = readFrames(c, bytes, size);
+    if (used == size) return;
+    c.unread.assign(bytes + used, size - used);
+    updateEvents(c);
+}
+
+// Reads the frames that had to wait.
+void WSLoop::readOn(WSConnection &c) {
+    const std::size_t left = c.unread.size() - c.unreadAt;
+    c.unreadAt += readFrames(c, c.unread.data() + c.unreadAt, left);
+    if (c.unreadAt == c.unread.size()) {
+        c.unread = std::string();
+        c.unreadAt = 0;
+    }
+    updateEvents(c);
+}
+
 // Reads frames while the connection may still receive: after we have sent a Close, too,
-// for the peer's answer. What is behind the peer's Close is discarded (RFC 6455 1.4).
-void WSLoop::readFrames(WSConnection &c, char *bytes, std::size_t size) {
+// for the peer's answer. What is behind the peer's Close is discarded (RFC 6455 1.4). Gives
+// how many bytes are done with: fewer than all if the others in them have to wait.
+std::size_t WSLoop::readFrames(WSConnection &c, char *bytes, std::size_t size) {
     if (!c.reader) c.reader = take(spareReaders_);
     const MessageReader::Limits limits{config_.maxMessageBytes, config_.maxFragments};
-    while (c.state == State::open || c.state == State::closing) {
+    std::size_t used = 0;
+    Milliseconds start = 0;
+    for (int frames = 0; used < size && mayReadFrame(c, frames, start); ++frames) {
         MessageReader::Found found;
-        const Progress progress = c.reader->read(bytes, size, limits, found);
-        if (progress.answer == Progress::needMore) break;
+        const Progress progress = c.reader->read(bytes + used, size - used, limits, found);
+        used += progress.answer == Progress::done ? progress.used : size - used;
         if (progress.answer == Progress::bad) fail(c, progress.code, progress.reason);
-        else received(c, found);
-        bytes += progress.used;
-        size -= progress.used;
+        if (progress.answer == Progress::done) received(c, found);
     }
     if (c.reader->idle()) giveBack(spareReaders_, c.reader);
     else if (c.state > State::closing) c.reader.reset();
+    return c.state > State::closing ? size : used;
 }
 
-// One message or control frame. While we wait for the peer's Close, data is ignored, but
-// pings are not: only a Close that was received ends that duty (RFC 6455 5.5.2).
+// Whether another frame may be read in this turn, after so many. The clock is looked at
+// after 1, 2, 4, 8… frames: so busySeconds are overrun at most twice, and a message that
+// comes alone costs no look.
+bool WSLoop::mayReadFrame(WSConnection &c, int frames, Milliseconds &start) {
+    if (isThrottled(c)) flush(c);
+    if (c.state > State::closing || isThrottled(c) || frames >= framesEach_) return false;
+    if (frames == 0 || (frames & (frames - 1)) != 0) return true;
+    const Milliseconds now = monotonicNow();
+    if (frames == 1) start = now;
+    return frames == 1 || now - start < milliseconds(config_.busySeconds);
+}
+
+// One message or control frame, or a frame of a message that goes on. While we wait for the
+// peer's Close, data is ignored, but pings are not: only a Close that was received ends that
+// duty (RFC 6455 5.5.2).
 void WSLoop::received(WSConnection &c, const MessageReader::Found &found) {
+    if (found.opcode == Opcode::continuation) return;
     if (found.opcode == Opcode::close) return receivedClose(c, found.payload);
     if (found.opcode == Opcode::pong) return;  // its arrival was the sign of life
     if (tooMany(c)) return fail(c, kPolicyViolation, "too many messages per second");
@@ -1084,11 +1144,17 @@ void WSLoop::flushed(WSConnection &c) {
 }
 
 // Who does not take what is queued is not read from: it throttles itself.
-void WSLoop::updateEvents(const WSConnection &c) {
-    const bool throttled = c.state == State::open && c.queued() > config_.lowMarkBytes;
-    int events = 0;
-    if (!c.inputEnded && !throttled) events |= POLLIN;
-    if (c.stalled) events |= POLLOUT;
+bool WSLoop::isThrottled(const WSConnection &c) const {
+    return c.state == State::open && c.queued() > config_.lowMarkBytes;
+}
+
+// What poll() shall look for. Who has bytes to be read already needs no poll() for that.
+void WSLoop::updateEvents(WSConnection &c) {
+    const bool reads = !c.inputEnded && !isThrottled(c) && c.state != State::dead;
+    const bool readsOn = reads && !c.unread.empty();
+    if (readsOn && !c.readsOn) unread_.push_back(&c);
+    c.readsOn = c.readsOn || readsOn;
+    const int events = (reads && !readsOn ? POLLIN : 0) | (c.stalled ? POLLOUT : 0);
     pollfd &entry = pollfds_[firstConnection_ + c.slot];
     entry.events = static_cast<short>(events);
     entry.fd = c.resting ? -1 : c.fd;  // poll() passes over a negative one
@@ -1177,6 +1243,7 @@ void WSLoop::sayGoodbye(WSConnection &c) {
 // The one place that closes a connection's socket. The last connection takes its slot.
 void WSLoop::remove(WSConnection &c) {
     if (c.touched) touched_.erase(std::find(touched_.begin(), touched_.end(), &c));
+    if (c.readsOn) unread_.erase(std::find(unread_.begin(), unread_.end(), &c));
     ::close(c.fd);
     const std::size_t slot = c.slot;
     connections_.back()->slot = slot;
@@ -1318,6 +1385,7 @@ void WSLoop::add(int fd, const sockaddr_storage &peer) {
         growTo(pollfds_, firstConnection_ + size);
         growTo(connections_, size);
         growTo(touched_, size);
+        growTo(unread_, size);
         growTo(marked_, size);
         auto c = std::make_unique<WSConnection>();
         c->fd = fd;
@@ -1360,7 +1428,7 @@ void WSLoop::doHandshake(WSConnection &c, char *bytes, std::size_t size) {
     c.head.resize(progress.used);
     answerRequest(c, head);
     const std::size_t used = progress.used - seen;
-    readFrames(c, bytes + used, size - used);
+    readInbox(c, bytes + used, size - used);
 }
 
 // Decides what the answer is: a refusal, an HTTP response, or 101 and a new user.
@@ -1502,12 +1570,14 @@ void checkConfig(const WSBaseConfig &config) {
     require(config.maxJsonDepth >= 1 && config.maxJsonDepth <= 1000, "maxJsonDepth",
             config.maxJsonDepth, "set 1 to 1000, what a stack holds");
     require(config.readBytes >= 1, "readBytes", config.readBytes, "set at least 1");
+    require(config.framesPerTurn >= 1, "framesPerTurn", config.framesPerTurn, "set at least 1");
     require(config.acceptsPerTurn >= 1, "acceptsPerTurn", config.acceptsPerTurn, "set at least 1");
     checkSeconds("handshakeSeconds", config.handshakeSeconds, false);
     checkSeconds("pingSeconds", config.pingSeconds, true);
     checkSeconds("closeSeconds", config.closeSeconds, false);
     checkSeconds("shutdownSeconds", config.shutdownSeconds, true);
     checkSeconds("restSeconds", config.restSeconds, false);
+    checkSeconds("busySeconds", config.busySeconds, true);
     for (const std::string &protocol : config.protocols)
         if (!isToken(protocol))
             reject("protocols", quoted(protocol), "a subprotocol is a token, such as \"chat.v1\"");
@@ -2571,19 +2641,15 @@ Progress MessageReader::read(char *bytes, std::size_t size, const Limits &limits
     found = {};
     if (filled_ > 0 && !inMessage()) take();  // the last message, which nobody took
     std::size_t used = 0;
-    for (;;) {
-        if (!inPayload_) {
-            const Progress header = readHeader({bytes + used, size - used}, limits);
-            if (header.answer != Progress::done) return header;
-            used += header.used;
-        }
-        const auto piece =
-            static_cast<std::size_t>(std::min<std::uint64_t>(frame_.length - done_, size - used));
-        const Progress payload = readPayload(bytes + used, piece, found);
-        used += piece;
-        if (payload.answer != Progress::done) return payload;
-        if (found.opcode != Opcode::continuation) return doneAfter(used);
+    if (!inPayload_) {
+        const Progress header = readHeader({bytes, size}, limits);
+        if (header.answer != Progress::done) return header;
+        used = header.used;
     }
+    const auto piece =
+        static_cast<std::size_t>(std::min<std::uint64_t>(frame_.length - done_, size - used));
+    const Progress payload = readPayload(bytes + used, piece, found);
+    return payload.answer == Progress::done ? doneAfter(used + piece) : payload;
 }
 
 // Reads a frame's header, also one that comes in pieces: then it is collected.

@@ -391,7 +391,9 @@ TEST_CASE("Nobody keeps the loop from waiting, in whatever state") {
     for (Peer *peer : {&slow, &halfClosed, &flooding}) peer->appetite = 0;
     CHECK(server.sendToIf([](const User &user) { return user.id() > 2; }, page) == 3);
     halfClosed.finish();
+    server.config().lowMarkBytes = page.payload().size() + 1000;  // so that its end is read
     for (int i = 0; i < 30; ++i) server.turn(0ms);
+    server.config().lowMarkBytes = Config().lowMarkBytes;
     flooding.trySend(frame(kText, "is not read"));
     int turns = 0;
     for (const auto end = Clock::now() + 200ms; Clock::now() < end; ++turns) server.turn(50ms);
@@ -403,15 +405,125 @@ TEST_CASE("Nobody keeps the loop from waiting, in whatever state") {
     CHECK(halfClosed.hear() == "EOF");
 }
 
+TEST_CASE("Who asks for more than it reads waits for its answers, and gets them all") {
+    Server server([](Config &config) { config.maxQueuedBytes = 500'000; });
+    server.onProcess = [&](User &user, WSMessage &) {
+        CHECK(server.sendToUser(user, std::string(300'000, 'x')));
+    };
+    Peer peer(server, "/", "", 4096), other(server);
+    peer.appetite = 0;
+    std::string requests;
+    for (int i = 0; i < 200; ++i) requests += frame(kText, "page");
+    peer.step(requests);  // one packet asks for 60 MB
+    for (int i = 0; i < 20; ++i) server.turn(0ms);
+    const auto asked = std::count_if(server.hooks.begin(), server.hooks.end(),
+                                     [](auto &hook) { return has(hook, "process"); });
+    CHECK(asked < 200);
+    CHECK(server.user(1).closeCode() == 0);
+    other.send(frame(kText, "others are served"));
+    CHECK(other.next().value().payload.size() == 300'000);
+    peer.appetite = std::string::npos;
+    for (int i = 0; i < 200; ++i) REQUIRE(peer.next().value().payload.size() == 300'000);
+    CHECK(joined(peer.hearUntilPong()).empty());
+}
+
 TEST_CASE("Who does not read at all has closeSeconds to take what is queued") {
     Server server([](Config &config) { config.closeSeconds = 0.2; });
     Peer stuck(server, "/", "", 4096);
     stuck.appetite = 0;
     CHECK(server.sendToUser(server.user(1), std::string(20'000'000, 'x')));
-    stuck.send(closeFrame(1000));
+    server.disconnect(server.user(1));
     pump(server, "postDisconnect", [&] { return server.hooks.back() == "postDisconnect"; });
     const int open = openDescriptors();
     pump(server, "the end of the connection", [&] { return openDescriptors() < open; });
+}
+
+// ----------------------------------------------------------------------------
+// Fairness: what one sends at full speed is read over many turns
+// ----------------------------------------------------------------------------
+
+namespace {
+
+// In how many turns the server has read `flood` and the Close behind it, with another user
+// heard in each of them.
+int turnsFor(Server &server, const std::string &flood) {
+    Peer flooding(server), canary(server);
+    flooding.trySend(flood + closeFrame(1000));
+    int turns = 0;
+    for (; server.userCount() == 2; ++turns) {
+        REQUIRE(turns < 5000);
+        canary.send(frame(kText, "canary"));
+        server.turn(0ms);
+        canary.receive();
+        CHECK(canary.taken(canary.input.size()) ==
+              "\x81\x06"
+              "canary");
+        flooding.receive();
+        if (turns == 0) CHECK(server.userCount() == 2);
+    }
+    CHECK(flooding.hearAll().back() == "EOF");
+    return turns;
+}
+
+std::string repeated(int count, const std::string &bytes) {
+    std::string all;
+    while (count-- > 0) all += bytes;
+    return all;
+}
+
+}  // namespace
+
+TEST_CASE("framesPerTurn bounds what is read in one turn, whatever the frames are") {
+    struct Row {
+        std::string label, flood;
+    };
+    const std::vector<Row> rows = {
+        {"The smallest messages.", repeated(1000, frame(kText, ""))},
+        {"Pings.", repeated(1000, frame(kPing, "x"))},
+        {"Pongs.", repeated(1000, frame(kPong, ""))},
+        {"Empty fragments.", frame(kText, "", 0) + repeated(998, frame(kContinuation, "", 0)) +
+                                 frame(kContinuation, "")},
+        {"Fragments of one byte.", frame(kText, "x", 0) +
+                                       repeated(998, frame(kContinuation, "x", 0)) +
+                                       frame(kContinuation, "x")},
+    };
+    for (const Row &row : rows) {
+        CAPTURE(row.label);
+        Server server([](Config &config) { config.framesPerTurn = 40; });
+        const int turns = turnsFor(server, row.flood);
+        CHECK(turns >= 25);  // 40 in each, or 20 while the canary is ready, too
+        CHECK(turns <= 60);
+        CHECK(has(joined(server.hooks), "preDisconnect 1 1000"));
+    }
+}
+
+TEST_CASE("busySeconds bounds how long the hooks of one user hold up the others") {
+    Server server([](Config &config) { config.busySeconds = 0; });
+    const int turns = turnsFor(server, repeated(50, frame(kText, "hello")));
+    CHECK(turns >= 25);  // the clock is read behind the second
+    CHECK(turns <= 52);
+}
+
+TEST_CASE("What waits to be read is read although nothing more comes, or it is dropped") {
+    Server server([](Config &config) { config.framesPerTurn = 1; });
+    {
+        Peer silent(server), gone(server), failing(server), kicked(server);
+        silent.step(repeated(9, frame(kText, "hello")) + frame(kText, "", 0));
+        for (int i = 0; i < 9; ++i) CHECK(silent.hear() == "text hello");
+        gone.step(repeated(9, frame(kText, "hello")));
+        gone.reset();
+        failing.step(frame(kText, "hello") + "garbage" + repeated(9, frame(kText, "hello")));
+        CHECK(joined(failing.hearAll()) == "text hello, close 1002, EOF");
+        kicked.step(repeated(9, frame(kText, "hello")));
+        server.disconnect(server.user(4), 4000);
+        while (kicked.hear() != "close 4000") {}
+        kicked.send(closeFrame(4000));
+        CHECK(kicked.hear() == "EOF");
+        pump(server, "the reset", [&] { return server.userCount() == 1; });
+        silent.send(frame(kContinuation, "end"));
+        CHECK(silent.hear() == "text end");
+    }
+    pump(server, "all to be gone", [&] { return server.userCount() == 0; });
 }
 
 // ----------------------------------------------------------------------------
