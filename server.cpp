@@ -340,6 +340,7 @@ struct WSConnection {
     bool resting = false;       // the system has no memory for it now
     std::size_t slot = 0;       // its place in connections_
     Milliseconds deadline = 0;  // of the handshake, the ping, or the closing
+    std::size_t owed = 0;       // on the way out: bytes that were queued before
     Milliseconds lastByte = 0;
     Milliseconds rateSecond = 0;  // maxMessagesPerSecond: when the counting began
     int rateCount = 0;
@@ -1121,11 +1122,13 @@ void WSLoop::flush(WSConnection &c) {
 }
 
 // If the kernel had no place before, and has some now, the peer is alive: it took something.
-// Who is on the way out gets more time for each step.
+// Who is on the way out gets more time for each step with what was queued by then, but
+// not for pongs: or it could stay for as long as it sends pings.
 void WSLoop::wrote(WSConnection &c, std::size_t size, bool waited) {
     c.outbox->sent(size);
     if (waited) heardOf(c);
-    if (c.state > State::open) c.deadline = now_ + milliseconds(config_.closeSeconds);
+    if (c.owed > 0) c.deadline = now_ + milliseconds(config_.closeSeconds);
+    c.owed -= std::min(c.owed, size);
     if (c.queued() > 0 || !c.outbox->pong) return;
     const std::string payload = *std::exchange(c.outbox->pong, std::nullopt);
     if (c.state <= State::closing) queueFrame(c, Opcode::pong, payload);
@@ -1219,7 +1222,10 @@ void WSLoop::end(WSConnection &c, int code, std::string reason, State next) {
         c.user->closeCode_ = code;
         --userCount_;
     }
-    if (c.state <= State::open) c.deadline = now_ + milliseconds(config_.closeSeconds);
+    if (c.state <= State::open) {
+        c.deadline = now_ + milliseconds(config_.closeSeconds);
+        c.owed = c.queued();
+    }
     c.state = std::max(c.state, next);
     touch(c);
     if (!c.marked) marked_.push_back(&c);

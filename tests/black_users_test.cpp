@@ -526,6 +526,20 @@ TEST_CASE("What waits to be read is read although nothing more comes, or it is d
     pump(server, "all to be gone", [&] { return server.userCount() == 0; });
 }
 
+TEST_CASE("Who answers no Close but sends pings has closeSeconds all the same") {
+    Server server([](Config &config) { config.closeSeconds = 0.3; });
+    Peer pinging(server);
+    server.disconnect(server.user(1), 4000);
+    const auto start = Clock::now();
+    while (pinging.end.empty()) {
+        REQUIRE(secondsSince(start) < 3);
+        server.turn(5ms);
+        pinging.trySend(frame(kPing, "I am still here"));
+        pinging.receive();
+    }
+    CHECK(has(pinging.input, "I am still here"));
+}
+
 // ----------------------------------------------------------------------------
 // How they came
 // ----------------------------------------------------------------------------
