@@ -84,8 +84,9 @@ struct WSBaseConfig {
     // A single message always fits an empty queue, whatever its size.
     std::size_t maxQueuedBytes = 4 * 1024 * 1024;
 
-    // While more than this waits for a user, nothing is read from that user, so
-    // who sends without reading is slowed down and not served at others' cost.
+    // While more than this waits for a user, nothing is read from that user, so who
+    // sends without reading is slowed down and not served at others' cost; and once all of
+    // it is gone, WebSocketServer::drained() runs. More lets users ask further ahead.
     std::size_t lowMarkBytes = 64 * 1024;
 
     // Depth of arrays and objects in a JSON message; deeper is "not JSON".

@@ -334,6 +334,8 @@ struct WSConnection {
     bool touched = false;       // is in touched_: write() will look at it
     bool marked = false;        // is in marked_: bury() will look at it
     bool readsOn = false;       // is in unread_: its unread bytes can be read in the next turn
+    bool drained = false;       // is in drained_: the hook of that name is to be called
+    bool aboveMark = false;     // more than lowMarkBytes waited, and not all is gone
     bool inputEnded = false;    // the peer has shut down its side
     bool stalled = false;       // the kernel did not take all: waiting for POLLOUT
     bool pinged = false;        // since the last byte
@@ -394,6 +396,7 @@ struct WSLoop {
     void sendAway(WSConnection &c);
     bool shutdownEnded();
     void write();
+    void tellDrained();
     void bury();
 
     // Reading (section 3)
@@ -474,6 +477,7 @@ struct WSLoop {
     std::vector<std::unique_ptr<WSConnection>> connections_;
     std::vector<WSConnection *> touched_;  // have something to write, or to finish
     std::vector<WSConnection *> unread_;   // can go on reading what is here already
+    std::vector<WSConnection *> drained_;  // have nothing queued any more
     std::vector<WSConnection *> marked_;   // have ended, or lost their user
     int userCount_ = 0;                    // users that are open
     std::size_t withUser_ = 0;             // connections that have a user, whatever its state
@@ -588,6 +592,17 @@ void growTo(std::vector<Element> &elements, std::size_t size) {
     if (elements.capacity() < size) elements.reserve(2 * size);
 }
 
+// The lists of connections for which something is to be done: each is in it once at most,
+// which its flag tells. add() has reserved the place.
+void enlist(std::vector<WSConnection *> &list, bool &listed, WSConnection &c) {
+    if (!listed) list.push_back(&c);
+    listed = true;
+}
+
+void strike(std::vector<WSConnection *> &list, const WSConnection &c) {
+    list.erase(std::find(list.begin(), list.end(), &c));
+}
+
 }  // namespace
 
 // ============================================================================
@@ -629,6 +644,7 @@ bool WSLoop::turn(std::chrono::milliseconds timeout) {
 
     // 4. Write: one send for each connection that has something queued.
     write();
+    tellDrained();
 
     // 5. Bury those who ended.
     bury();
@@ -673,7 +689,8 @@ void WSLoop::failedCall(WSConnection &c, const char *what, int error) {
 // the clocks are to be read, the listeners have rested or the caller wants the turn to
 // end; -1, for ever, if there is none of these.
 int WSLoop::waitAtMost(std::chrono::milliseconds timeout) const {
-    if (!touched_.empty() || !unread_.empty() || !marked_.empty() || stopAsked_) return 0;
+    if (!touched_.empty() || !unread_.empty() || !drained_.empty() || !marked_.empty()) return 0;
+    if (stopAsked_) return 0;
     Milliseconds until = kNever;
     if (timeout.count() >= 0) until = now_ + std::min<Milliseconds>(timeout.count(), kLongest);
     if (!connections_.empty()) until = std::min(until, nextClocks_);
@@ -817,6 +834,20 @@ void WSLoop::write() {
         c->touched = false;
     }
     touched_.clear();
+}
+
+// Calls drained() where it is due, and the queue is still empty. What the hooks send may
+// drain at once, which is for the next turn.
+void WSLoop::tellDrained() {
+    const std::size_t count = drained_.size();
+    for (std::size_t i = 0; i < count; ++i) {
+        WSConnection &c = *drained_[i];
+        c.drained = false;
+        if (c.queued() > 0) c.aboveMark = true;
+        else if (c.state == State::open)
+            guarded(c, [&] { callHook(&c, "drained", [&] { server_.callDrained(*c.user); }); });
+    }
+    drained_.erase(drained_.begin(), drained_.begin() + static_cast<std::ptrdiff_t>(count));
 }
 
 // Says goodbye for every user that ended, and closes the sockets that are dead. The hooks
@@ -1080,16 +1111,13 @@ void WSLoop::queueBytes(WSConnection &c, Bytes &&bytes) {
     guarded(c, [&] {
         if (!c.outbox) c.outbox = take(spareOutboxes_);
         c.outbox->append(std::forward<Bytes>(bytes));
+        c.aboveMark = c.aboveMark || c.queued() > config_.lowMarkBytes;
         touch(c);
     });
 }
 
 // Has write() look at this connection at the end of the turn.
-void WSLoop::touch(WSConnection &c) {
-    if (c.touched) return;
-    c.touched = true;
-    touched_.push_back(&c);
-}
+void WSLoop::touch(WSConnection &c) { enlist(touched_, c.touched, c); }
 
 namespace {
 
@@ -1139,6 +1167,7 @@ void WSLoop::wrote(WSConnection &c, std::size_t size, bool waited) {
 // peer lose what is under way (RFC 9112 9.6; RFC 6455 7.1.1 describes the same).
 void WSLoop::flushed(WSConnection &c) {
     if (c.outbox) giveBack(spareOutboxes_, c.outbox);
+    if (std::exchange(c.aboveMark, false)) enlist(drained_, c.drained, c);
     if (c.state != State::flushing) return;
     ::shutdown(c.fd, SHUT_WR);
     c.state = State::lingering;
@@ -1155,8 +1184,7 @@ bool WSLoop::isThrottled(const WSConnection &c) const {
 void WSLoop::updateEvents(WSConnection &c) {
     const bool reads = !c.inputEnded && !isThrottled(c) && c.state != State::dead;
     const bool readsOn = reads && !c.unread.empty();
-    if (readsOn && !c.readsOn) unread_.push_back(&c);
-    c.readsOn = c.readsOn || readsOn;
+    if (readsOn) enlist(unread_, c.readsOn, c);
     const int events = (reads && !readsOn ? POLLIN : 0) | (c.stalled ? POLLOUT : 0);
     pollfd &entry = pollfds_[firstConnection_ + c.slot];
     entry.events = static_cast<short>(events);
@@ -1228,8 +1256,7 @@ void WSLoop::end(WSConnection &c, int code, std::string reason, State next) {
     }
     c.state = std::max(c.state, next);
     touch(c);
-    if (!c.marked) marked_.push_back(&c);
-    c.marked = true;
+    enlist(marked_, c.marked, c);
 }
 
 // The last two hooks of a user, and its end. The connection may live on for a while, to
@@ -1248,8 +1275,9 @@ void WSLoop::sayGoodbye(WSConnection &c) {
 
 // The one place that closes a connection's socket. The last connection takes its slot.
 void WSLoop::remove(WSConnection &c) {
-    if (c.touched) touched_.erase(std::find(touched_.begin(), touched_.end(), &c));
-    if (c.readsOn) unread_.erase(std::find(unread_.begin(), unread_.end(), &c));
+    if (c.touched) strike(touched_, c);
+    if (c.readsOn) strike(unread_, c);
+    if (c.drained) strike(drained_, c);
     ::close(c.fd);
     const std::size_t slot = c.slot;
     connections_.back()->slot = slot;
@@ -1392,6 +1420,7 @@ void WSLoop::add(int fd, const sockaddr_storage &peer) {
         growTo(connections_, size);
         growTo(touched_, size);
         growTo(unread_, size);
+        growTo(drained_, size);
         growTo(marked_, size);
         auto c = std::make_unique<WSConnection>();
         c->fd = fd;
@@ -2066,6 +2095,10 @@ void WSBaseUser::messageReceived() {
 }
 
 bool WSBaseUser::isIdle() const { return maxIdle > 0 && idleSeconds() > maxIdle; }
+
+std::size_t WSBaseUser::backlog() const {
+    return connection_ == nullptr ? 0 : connection_->queued();
+}
 
 double WSBaseUser::idleSeconds() const {
     return clock_ == nullptr ? 0 : static_cast<double>(*clock_ - lastMessage_) / 1000;

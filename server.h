@@ -215,6 +215,7 @@ class WSBaseServer {
     virtual void callProcess(WSBaseUser &user, WSMessage &msg) = 0;
     virtual void callPreSend(WSBaseUser &user, WSMessage &msg) = 0;
     virtual void callPostSend(WSBaseUser &user, WSMessage &msg) = 0;
+    virtual void callDrained(WSBaseUser &user) = 0;
     virtual void callPreConnect(WSBaseUser &user, int socket) = 0;
     virtual void callPostConnect(WSBaseUser &user, int socket) = 0;
     virtual void callPreDisconnect(WSBaseUser &user, int socket) = 0;
@@ -318,6 +319,12 @@ class WebSocketServer : public WSBaseServer {
     // `msg` was queued for `user`, as preSend() left it. Changing it changes nothing.
     virtual void postSend(User &user, WSMessage &msg) { (void)user, (void)msg; }
 
+    // All that was sent to `user` is in the kernel's hands, after more than lowMarkBytes had
+    // waited (user.backlog()): the moment to go on with what is too large to be sent in one
+    // go, or was skipped. Comes at the end of the turn, once each time; not for who is on
+    // the way out.
+    virtual void drained(User &user) { (void)user; }
+
     // Somebody's opening handshake is in order; user.request() tells how they came.
     // Let it be, and the user is connected; refuse() it, and it is not. It can not be
     // sent to yet: sends to it are false.
@@ -338,6 +345,7 @@ class WebSocketServer : public WSBaseServer {
     void callProcess(WSBaseUser &user, WSMessage &msg) final { process(typed(user), msg); }
     void callPreSend(WSBaseUser &user, WSMessage &msg) final { preSend(typed(user), msg); }
     void callPostSend(WSBaseUser &user, WSMessage &msg) final { postSend(typed(user), msg); }
+    void callDrained(WSBaseUser &user) final { drained(typed(user)); }
     void callPreConnect(WSBaseUser &user, int socket) final { preConnect(typed(user), socket); }
     void callPostConnect(WSBaseUser &user, int socket) final { postConnect(typed(user), socket); }
     void callPreDisconnect(WSBaseUser &user, int socket) final {

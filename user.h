@@ -8,6 +8,7 @@
 #ifndef WS_USER_H
 #define WS_USER_H
 
+#include <cstddef>
 #include <cstdint>
 #include <string>
 #include <string_view>
@@ -96,6 +97,12 @@ class WSBaseUser {
     // The socket's descriptor. It is there for setsockopt() and the like: who
     // reads, writes or closes it breaks the connection.
     int socket() const { return socket_; }
+
+    // Bytes that were sent to this user, with the headers of their frames, and that the
+    // kernel has not taken yet. Look at it before you send what a slow user can do without;
+    // above WSBaseConfig::lowMarkBytes nothing is read from the user, and
+    // WebSocketServer::drained() tells when all is gone. 0 when not connected.
+    std::size_t backlog() const;
 
     // How this user came.
     const WSRequest &request() const { return request_; }

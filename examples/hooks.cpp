@@ -67,6 +67,9 @@ class HooksServer : public WebSocketServer<HooksUser, HooksConfig> {
         say("postSend", user, msg.payload());
     }
 
+    // More than lowMarkBytes had waited for this user, and is gone now.
+    void drained(HooksUser &user) override { say("drained", user, "can be sent more"); }
+
     // Why it ends is known; the user can not be sent to any more.
     void preDisconnect(HooksUser &user, int) override {
         say("preDisconnect", user,

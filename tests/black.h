@@ -102,7 +102,7 @@ class Server : public WebSocketServer<User, Config> {
     Strings reasons;  // of preDisconnect, in order
 
     std::function<void(User &, WSMessage &)> onProcess, onPreSend, onPostSend;
-    std::function<void(User &)> onPreConnect, onPostConnect, onPreDisconnect;
+    std::function<void(User &)> onPreConnect, onPostConnect, onPreDisconnect, onDrained;
     std::function<void()> onPostDisconnect, onPostShutdown;
     std::function<void(bool &)> onPreShutdown;
     std::function<void(const WSRequest &, WSResponse &)> onHttp;
@@ -146,6 +146,10 @@ class Server : public WebSocketServer<User, Config> {
     void postSend(User &user, WSMessage &msg) override {
         note("postSend", user, ": " + shortened(msg.payload()));
         if (onPostSend) onPostSend(user, msg);
+    }
+    void drained(User &user) override {
+        note("drained", user);
+        if (onDrained) onDrained(user);
     }
     void preConnect(User &user, int) override {
         note("preConnect", user);

@@ -605,7 +605,7 @@ const std::vector<Abuse> kAbuses = {
 
 const Strings kHooks = {"preConnect",   "postConnect",   "process",        "preSend",
                         "postSend",     "preDisconnect", "postDisconnect", "preShutdown",
-                        "postShutdown", "httpRequest"};
+                        "postShutdown", "httpRequest",   "drained"};
 
 // Has `hook` of the third user run `act`, once.
 void arm(Server &server, const std::string &hook, const Abuse &abuse) {
@@ -619,6 +619,7 @@ void arm(Server &server, const std::string &hook, const Abuse &abuse) {
     server.onPostConnect = [=](User &user) { once("postConnect", &user); };
     server.onPreSend = [=](User &user, WSMessage &) { once("preSend", &user); };
     server.onPostSend = [=](User &user, WSMessage &) { once("postSend", &user); };
+    server.onDrained = [=](User &user) { once("drained", &user); };
     server.onPreDisconnect = [=](User &user) { once("preDisconnect", &user); };
     server.onPostDisconnect = [=] { once("postDisconnect", nullptr); };
     server.onPreShutdown = [=](bool &) { once("preShutdown", nullptr); };
@@ -636,14 +637,21 @@ TEST_CASE("Whatever a hook does, the server survives, pairs hold, others are ser
     for (const std::string &hook : kHooks) {
         for (const Abuse &abuse : kAbuses) {
             INFO(hook, "() ", abuse.label);
-            Server server(
-                [](Config &config) { config.closeSeconds = 100; });  // nobody waits for it
+            Server server([](Config &config) {
+                config.closeSeconds = 100;  // nobody waits for it
+                config.lowMarkBytes = 0;    // drained() follows each send
+            });
             Peer witness(server), other(server);
             arm(server, hook, abuse);
 
             // The third user lives all its life in one packet; then somebody wants a page.
+            // (Whose queue is drained stays a little longer.)
             Client actor(server), reader(server);
-            actor.send(upgrade() + frame(kText, "hi") + closeFrame(1000));
+            const bool stays = hook == "drained";
+            actor.send(upgrade() + frame(kText, "hi") + (stays ? "" : closeFrame(1000)));
+            if (stays)
+                pump(server, "drained()", [&] { return has(joined(server.hooks), "drained 3"); });
+            if (stays) actor.send(closeFrame(1000));
             actor.wait("the end", [&] { return !actor.end.empty(); });
             CHECK(actor.end == "EOF");
             reader.send("GET /page HTTP/1.1\r\nHost: a\r\n\r\n");

@@ -427,6 +427,67 @@ TEST_CASE("Who asks for more than it reads waits for its answers, and gets them 
     CHECK(joined(peer.hearUntilPong()).empty());
 }
 
+TEST_CASE("drained() comes once all is gone of what was above the mark, and never else") {
+    Server server([](Config &config) { config.lowMarkBytes = 1000; });
+    Peer slow(server, "/", "", 4096), other(server);
+    slow.appetite = 0;
+    User &user = server.user(1);
+    const auto drained = [&] {
+        return std::count(server.hooks.begin(), server.hooks.end(), "drained 1");
+    };
+    CHECK(user.backlog() == 0);
+    server.sendToUser(user, std::string(996, 'x'));  // with its header the mark, not above it
+    CHECK(user.backlog() == 1000);
+    server.turn(0ms);
+    CHECK(user.backlog() == 0);
+    CHECK(drained() == 0);
+
+    server.sendToUser(user, std::string(997, 'x'));
+    CHECK(user.backlog() == 1001);
+    server.turn(0ms);  // the kernel takes it all at once: that counts as well
+    CHECK(drained() == 1);
+
+    const std::string page(20'000'000, 'x');
+    server.sendToUser(user, page);
+    for (int i = 0; i < 30; ++i) server.turn(0ms);
+    CHECK(user.backlog() > 1000);
+    CHECK(user.backlog() < page.size());
+    CHECK(drained() == 1);
+    std::size_t behind = 0;
+    server.onDrained = [&](User &one) { behind = one.backlog() + 1; };
+    slow.appetite = std::string::npos;
+    for (const std::size_t size : {std::size_t{996}, std::size_t{997}, page.size()})
+        CHECK(slow.next().value().payload.size() == size);
+    CHECK(joined(slow.hearUntilPong()).empty());
+    CHECK(drained() == 2);
+    CHECK(behind == 1);  // its backlog was 0
+    CHECK_FALSE(has(joined(server.hooks), "drained 2"));
+
+    // On the way out nobody is told.
+    server.sendToUser(user, page);
+    server.disconnect(user);
+    while (slow.hear().substr(0, 5) != "close") {}
+    server.turn(0ms);
+    CHECK(drained() == 2);
+}
+
+TEST_CASE("drained() can send a stream of any length, piece by piece") {
+    Server server([](Config &config) {
+        config.lowMarkBytes = 1000;
+        config.maxQueuedBytes = 100'000;
+    });
+    int pieces = 0;
+    const auto sendPiece = [&](User &user) {
+        if (pieces < 300) CHECK(server.sendToUser(user, std::string(90'000, 'x')));
+        ++pieces;
+    };
+    server.onPostConnect = server.onDrained = sendPiece;
+    Peer peer(server, "/", "", 4096);
+    for (int i = 0; i < 300; ++i) REQUIRE(peer.next().value().payload.size() == 90'000);
+    CHECK(joined(peer.hearUntilPong()).empty());
+    CHECK(pieces == 301);
+}
+
 TEST_CASE("Who does not read at all has closeSeconds to take what is queued") {
     Server server([](Config &config) { config.closeSeconds = 0.2; });
     Peer stuck(server, "/", "", 4096);
