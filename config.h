@@ -92,6 +92,11 @@ struct WSBaseConfig {
     // Depth of arrays and objects in a JSON message; deeper is "not JSON".
     int maxJsonDepth = 64;
 
+    // Values in a JSON message, all arrays, objects and what is in them; more is "not JSON".
+    // Each takes about 100 bytes and 0.25 us to parse, however short it was: "[[],[],[], …" of
+    // 1 MiB would hold up everybody for 0.1 s.
+    int maxJsonValues = 65536;
+
     // --- how long, in seconds (the clocks are read once a second) ------------
 
     // From accept to the end of the request's head, however it trickles in.

@@ -217,6 +217,7 @@ class Utf8Check {
 };
 
 bool isUtf8(std::string_view text);
+std::string_view cutUtf8(std::string_view text, std::size_t size);
 std::string base64Encode(std::string_view bytes);
 std::optional<std::string> base64Decode(std::string_view text);
 std::array<unsigned char, 20> sha1(std::string_view message);
@@ -362,7 +363,8 @@ struct WSMessage::Body {
     bool binary = false;
     std::string payload;
     int maxJsonDepth = WSBaseConfig().maxJsonDepth;
-    bool parsed = false;  // json is known: null if it is none
+    int maxJsonValues = std::numeric_limits<int>::max();  // of our own: as many as there are
+    bool parsed = false;                                  // json is known: null if it is none
     std::unique_ptr<Json::Value> json;
 };
 
@@ -573,8 +575,12 @@ std::string nameOf(const WSConnection &c) {
 }
 
 // Peers have a say in what is logged. Bytes that a terminal might obey are replaced: the
-// control characters of ASCII and of Unicode (U+0080 to U+009F), and what is no UTF-8.
+// control characters of ASCII and of Unicode (U+0080 to U+009F), and what is no UTF-8. A
+// line that is longer than any of ours is cut: a pipe takes 512 bytes whole or not at all
+// (_POSIX_PIPE_BUF).
 std::string printable(std::string text) {
+    constexpr std::size_t kMaxLine = 480;
+    if (text.size() > kMaxLine) text = std::string(cutUtf8(text, kMaxLine)) + "...";
     const bool utf8 = isUtf8(text);
     for (std::size_t i = 0; i < text.size(); ++i) {
         const auto byte = static_cast<unsigned char>(text[i]);
@@ -1000,6 +1006,7 @@ void WSLoop::receivedMessage(WSConnection &c, const MessageReader::Found &found)
     body_->parsed = false;
     body_->json.reset();
     body_->maxJsonDepth = config_.maxJsonDepth;
+    body_->maxJsonValues = config_.maxJsonValues;
     if (found.assembled) body_->payload = c.reader->take();
     else body_->payload.assign(found.payload);
 
@@ -1532,6 +1539,7 @@ void WSLoop::introduce(WSConnection &c, const std::string &protocol) {
     user.socket_ = c.fd;
     user.clock_ = &now_;
     user.lastMessage_ = now_;
+    c.head.shrink_to_fit();  // it stays as long as the user
     user.request_ = WSRequest(std::move(c.head), c.address);
     user.protocol_ = protocol;
 }
@@ -1604,6 +1612,7 @@ void checkConfig(const WSBaseConfig &config) {
     require(config.maxQueuedBytes >= 1, "maxQueuedBytes", config.maxQueuedBytes, "set at least 1");
     require(config.maxJsonDepth >= 1 && config.maxJsonDepth <= 1000, "maxJsonDepth",
             config.maxJsonDepth, "set 1 to 1000, what a stack holds");
+    require(config.maxJsonValues >= 1, "maxJsonValues", config.maxJsonValues, "set at least 1");
     require(config.readBytes >= 1, "readBytes", config.readBytes, "set at least 1");
     require(config.framesPerTurn >= 1, "framesPerTurn", config.framesPerTurn, "set at least 1");
     require(config.acceptsPerTurn >= 1, "acceptsPerTurn", config.acceptsPerTurn, "set at least 1");
@@ -1872,7 +1881,11 @@ WSBaseUser *WSBaseServer::userInSlot(std::size_t slot) const {
 
 void WSBaseServer::httpRequest(const WSRequest &, WSResponse &) {}
 
+// A terminal that is held, or a pipe that nobody reads, shall not hold up everybody: what it
+// does not take is not printed. (A line is short enough to be taken whole.)
 void WSBaseServer::console(WSLevel level, std::string_view text) {
+    pollfd out{STDOUT_FILENO, POLLOUT, 0};
+    if (::poll(&out, 1, 0) != 1 || out.revents != POLLOUT) return;
     const char *label = level == WSLevel::error     ? "error: "
                         : level == WSLevel::warning ? "warning: "
                                                     : "";
@@ -1959,14 +1972,19 @@ std::size_t tokenSize(std::string_view text) {
 
 // What jsoncpp lets pass although RFC 8259 has no such thing: comments, control characters,
 // odd numbers, halves of surrogate pairs, anything behind a NUL. And whether arrays and
-// objects are nested no deeper than `maxDepth`.
-bool isStrictJson(std::string_view text, int maxDepth) {
+// objects are nested no deeper than `maxDepth`, and there are no more than `maxValues`
+// values: one at first, one in each array or object, one behind each comma. (An empty array
+// counts for two.)
+bool isStrictJson(std::string_view text, int maxDepth, int maxValues) {
     int depth = 0;
+    int values = 1;
     while (!text.empty()) {
         const char c = text[0];
         const std::size_t size = tokenSize(text);
-        depth += (c == '[' || c == '{') - (c == ']' || c == '}');
-        if (size == 0 || depth > maxDepth) return false;
+        const bool opens = c == '[' || c == '{';
+        depth += opens - (c == ']' || c == '}');
+        values += opens || c == ',';
+        if (size == 0 || depth > maxDepth || values > maxValues) return false;
         text.remove_prefix(std::min(size, text.size()));
     }
     return true;
@@ -1974,8 +1992,8 @@ bool isStrictJson(std::string_view text, int maxDepth) {
 
 // Strict JSON: one array or object and nothing else. Null for all that is not, and for
 // whatever else the library has to say.
-std::unique_ptr<Json::Value> parseJson(const std::string &text, int maxDepth) {
-    if (!isStrictJson(text, maxDepth)) return nullptr;
+std::unique_ptr<Json::Value> parseJson(const std::string &text, int maxDepth, int maxValues) {
+    if (!isStrictJson(text, maxDepth, maxValues)) return nullptr;
     Json::CharReaderBuilder builder;
     Json::CharReaderBuilder::strictMode(&builder.settings_);
     builder["skipBom"] = false;
@@ -2018,7 +2036,8 @@ const std::string &WSMessage::payload() const { return body_->payload; }
 bool WSMessage::isJson() const {
     if (!body_->parsed) {
         body_->parsed = true;
-        if (!body_->binary) body_->json = parseJson(body_->payload, body_->maxJsonDepth);
+        if (!body_->binary)
+            body_->json = parseJson(body_->payload, body_->maxJsonDepth, body_->maxJsonValues);
     }
     return body_->json != nullptr;
 }
@@ -2120,11 +2139,22 @@ namespace {
 constexpr std::size_t kSegmentBytes = 16 * 1024;
 constexpr std::size_t kKeptBytes = 4 * 1024;  // more is not kept for the next use
 
+// The capacity of a segment is doubled, as that of any string; but so that it comes to its
+// full size exactly, and takes no more memory than it holds.
+std::size_t capacityFor(std::size_t size) {
+    std::size_t capacity = kSegmentBytes / 64;
+    while (capacity < std::min(size, kSegmentBytes)) capacity *= 2;
+    return std::max(capacity, size);
+}
+
 void Outbox::append(std::string_view bytes) {
     const bool joins = !segments_.empty() && !segments_.back().shared &&
                        segments_.back().copied.size() + bytes.size() <= kSegmentBytes;
     if (!joins) segments_.emplace_back();
-    segments_.back().copied.append(bytes);
+    std::string &copied = segments_.back().copied;
+    const std::size_t wanted = copied.size() + bytes.size();
+    if (copied.capacity() < wanted) copied.reserve(capacityFor(wanted));
+    copied.append(bytes);
     size_ += bytes.size();
 }
 
@@ -2832,11 +2862,8 @@ Progress parseClose(std::string_view payload, ClosePayload &close) {
 // The reason has to be UTF-8; what would make the frame too long is cut off, between two
 // characters.
 std::string encodeClose(int code, std::string_view reason) {
-    std::size_t size = std::min(reason.size(), kMaxControlPayload - 2);
-    while (size < reason.size() && (static_cast<unsigned char>(reason[size]) & 0xC0) == 0x80)
-        --size;
     std::string payload{static_cast<char>(code >> 8), static_cast<char>(code)};
-    return payload.append(reason.substr(0, size));
+    return payload.append(cutUtf8(reason, kMaxControlPayload - 2));
 }
 
 }  // namespace
@@ -2904,6 +2931,15 @@ bool Utf8Check::feed(std::string_view piece) {
 bool isUtf8(std::string_view text) {
     Utf8Check check;
     return check.feed(text) && check.complete();
+}
+
+// Its first `size` bytes, or a few less, so that the cut is between two characters.
+std::string_view cutUtf8(std::string_view text, std::size_t size) {
+    size = std::min(size, text.size());
+    while (size > 0 && size < text.size() &&
+           (static_cast<unsigned char>(text[size]) & 0xC0) == 0x80)
+        --size;
+    return text.substr(0, size);
 }
 
 }  // namespace

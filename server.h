@@ -74,7 +74,8 @@ class WSMessage {
     const std::string &payload() const;
 
     // Whether this is a text that is one JSON array or object and nothing else: no
-    // comments, no duplicate keys, not nested deeper than WSBaseConfig::maxJsonDepth.
+    // comments, no duplicate keys, not nested deeper than WSBaseConfig::maxJsonDepth and, if
+    // it was received, of no more values than maxJsonValues.
     // It is parsed when this or json() is first called, and only then.
     bool isJson() const;
 

@@ -67,6 +67,9 @@ TEST_CASE("A bad field is refused with its name, its value and what to do") {
         {"maxFragments", "0", [](Config &c) { c.maxFragments = 0; }},
         {"maxQueuedBytes", "0", [](Config &c) { c.maxQueuedBytes = 0; }},
         {"maxJsonDepth", "0", [](Config &c) { c.maxJsonDepth = 0; }},
+        {"maxJsonValues", "0", [](Config &c) { c.maxJsonValues = 0; }},
+        {"framesPerTurn", "0", [](Config &c) { c.framesPerTurn = 0; }},
+        {"busySeconds", "-1", [](Config &c) { c.busySeconds = -1; }},
         {"maxJsonDepth", "100000", [](Config &c) { c.maxJsonDepth = 100'000; }},
         {"readBytes", "0", [](Config &c) { c.readBytes = 0; }},
         {"acceptsPerTurn", "0", [](Config &c) { c.acceptsPerTurn = 0; }},
@@ -356,4 +359,36 @@ TEST_CASE("By default console() prints to standard output, a line each") {
     printed.resize(std::fread(printed.data(), 1, printed.size(), file));
     std::fclose(file);
     CHECK(printed == "plain\nwarning: careful\nerror: oh\n");
+}
+
+TEST_CASE("A pipe that nobody reads holds up nobody, nor does one that is closed") {
+    std::fflush(stdout);
+    const int before = ::dup(STDOUT_FILENO);
+    int ends[2] = {-1, -1};
+    REQUIRE(::pipe(ends) == 0);
+    ::dup2(ends[1], STDOUT_FILENO);
+    ::close(ends[1]);
+    Announcer announcer;
+    for (int i = 0; i < 20'000; ++i) announcer.announce();  // several times what a pipe holds
+    std::string printed(1'000'000, '\0');
+    const ssize_t size = ::read(ends[0], printed.data(), printed.size());
+    printed.resize(static_cast<std::size_t>(std::max<ssize_t>(size, 0)));
+    announcer.announce();  // there is place again
+    std::string more(100, '\0');
+    const ssize_t rest = ::read(ends[0], more.data(), more.size());
+    ::close(ends[0]);
+    announcer.announce();  // no SIGPIPE
+    ::dup2(before, STDOUT_FILENO);
+    ::close(before);
+    CHECK(printed.substr(0, 32) == "plain\nwarning: careful\nerror: oh");
+    CHECK(printed.back() == '\n');
+    CHECK(rest == 33);
+}
+
+TEST_CASE("A line of the log has a bounded length, whatever a peer wants to be told of") {
+    Server server([](Config &config) { config.debug = true; });
+    const Peer peer(server, "/" + std::string(5000, 'x'));
+    REQUIRE(server.lines.size() == 2);
+    CHECK(has(server.lines[1], "came: /xxx"));
+    CHECK(server.lines[1].size() < 500);
 }

@@ -228,6 +228,25 @@ TEST_CASE("nesting: as deep as maxJsonDepth, no deeper, and never a crash") {
     CHECK(WSMessage("[" + repeated("[],", 100000) + "[]]").isJson());  // wide is fine
 }
 
+TEST_CASE("a received message has at most maxJsonValues values") {
+    struct Row {
+        std::string text;
+        int values;
+    };
+    const Row rows[] = {
+        {"[1]", 2},
+        {"[1,2,3]", 4},
+        {"[\"a,b[{\",[5,6]]", 5},
+        {"{\"a\":1,\"b\":[2,3]}", 5},
+        {" [ true , null ] ", 3},
+    };
+    for (const Row &row : rows) {
+        INFO(row.text);
+        CHECK(parseJson(row.text, 9, row.values) != nullptr);
+        CHECK(parseJson(row.text, 9, row.values - 1) == nullptr);
+    }
+}
+
 TEST_CASE("JSON is parsed when it is asked for, and once") {
     std::string text = "[" + repeated("1,", 5000) + "1]";
     Heap::reset();

@@ -181,6 +181,18 @@ TEST_CASE("a queue that is never empty does not grow") {
     CHECK(most < 200000);
 }
 
+TEST_CASE("a queue takes hardly more memory than the bytes in it") {
+    for (const std::size_t size : {1U, 20U, 127U, 1000U, 4000U}) {
+        CAPTURE(size);
+        const std::string bytes(size, 'x');
+        Outbox outbox;
+        Heap::reset();
+        while (outbox.size() < 1'000'000) outbox.append(bytes);
+        const auto held = static_cast<double>(Heap::held());
+        CHECK(held < 1.05 * 1'000'000 + kSegmentBytes);
+    }
+}
+
 TEST_CASE("random use, against a string") {
     Chance chance;
     Outbox outbox;

@@ -219,3 +219,11 @@ TEST_CASE("texts of random characters, with and without a random byte in them") 
         if (!agrees(text)) FAIL(toHex(text));
     }
 }
+
+TEST_CASE("a text is cut between two characters, no sooner than it must be") {
+    const std::string text = "a\u00E4\u20AC\U0001F600";  // 1, 2, 3 and 4 bytes
+    const std::size_t ends[] = {0, 1, 1, 3, 3, 3, 6, 6, 6, 6, 10, 10};
+    for (std::size_t size = 0; size < 12; ++size)
+        CHECK(cutUtf8(text, size) == text.substr(0, ends[size]));
+    CHECK(cutUtf8("\x80\x80\x80", 2).empty());
+}
