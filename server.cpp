@@ -358,10 +358,11 @@ struct WSConnection {
     std::size_t queued() const { return outbox ? outbox->size() : 0; }
 };
 
-// What a message holds; shared by its copies and by the queues it waits in.
+// What a message holds; shared by its copies. The queues it waits in share the payload only:
+// what was parsed of it can be much larger.
 struct WSMessage::Body {
     bool binary = false;
-    std::string payload;
+    std::shared_ptr<std::string> payload = std::make_shared<std::string>();
     int maxJsonDepth = WSBaseConfig().maxJsonDepth;
     int maxJsonValues = std::numeric_limits<int>::max();  // of our own: as many as there are
     bool parsed = false;                                  // json is known: null if it is none
@@ -998,17 +999,18 @@ bool WSLoop::tooMany(WSConnection &c) const {
     return ++c.rateCount > config_.maxMessagesPerSecond;
 }
 
-// Hands a message to the user's hooks. The message's body is used again for the next one,
-// unless somebody kept a copy of it.
+// Hands a message to the user's hooks. The message's body and payload are used again for the
+// next one, unless somebody kept a copy, or it waits to be sent.
 void WSLoop::receivedMessage(WSConnection &c, const MessageReader::Found &found) {
     if (!body_ || body_.use_count() > 1) body_ = std::make_shared<WSMessage::Body>();
+    if (body_->payload.use_count() > 1) body_->payload = std::make_shared<std::string>();
     body_->binary = found.opcode == Opcode::binary;
     body_->parsed = false;
     body_->json.reset();
     body_->maxJsonDepth = config_.maxJsonDepth;
     body_->maxJsonValues = config_.maxJsonValues;
-    if (found.assembled) body_->payload = c.reader->take();
-    else body_->payload.assign(found.payload);
+    if (found.assembled) *body_->payload = c.reader->take();
+    else body_->payload->assign(found.payload);
 
     WSMessage msg(body_);
     callHook(&c, "process", [&] {
@@ -1083,7 +1085,7 @@ int WSLoop::sendToAllBut(const WSBaseUser *user, const WSMessage &msg) {
 // is lost, if even then it does not: no message is dropped silently.
 bool WSLoop::queueMessage(WSConnection &c, const WSMessage &msg) {
     const auto &body = msg.body_;
-    const std::size_t size = body->payload.size();
+    const std::size_t size = body->payload->size();
     const auto fits = [&] {
         return c.queued() == 0 || c.queued() + size + kMaxFrameHeader <= config_.maxQueuedBytes;
     };
@@ -1096,11 +1098,11 @@ bool WSLoop::queueMessage(WSConnection &c, const WSMessage &msg) {
     }
     const Opcode opcode = body->binary ? Opcode::binary : Opcode::text;
     if (size < config_.shareBytes) {
-        queueFrame(c, opcode, body->payload);
+        queueFrame(c, opcode, *body->payload);
     } else {
         std::array<char, kMaxFrameHeader> header;
         queueBytes(c, encodeFrameHeader(header, opcode, size));
-        queueBytes(c, std::shared_ptr<const std::string>(body, &body->payload));
+        queueBytes(c, std::shared_ptr<const std::string>(body->payload));
     }
     return c.state == State::open;
 }
@@ -2013,7 +2015,7 @@ std::unique_ptr<Json::Value> parseJson(const std::string &text, int maxDepth, in
 
 WSMessage::WSMessage(std::string text) : body_(std::make_shared<Body>()) {
     if (!isUtf8(text)) throw std::invalid_argument("WSMessage: the text is not valid UTF-8");
-    body_->payload = std::move(text);
+    *body_->payload = std::move(text);
 }
 
 WSMessage::WSMessage(std::string_view text) : WSMessage(std::string(text)) {}
@@ -2025,19 +2027,19 @@ WSMessage::WSMessage(const Json::Value &json) : WSMessage(writeJson(json)) {}
 WSMessage WSMessage::binary(std::string bytes) {
     auto body = std::make_shared<Body>();
     body->binary = true;
-    body->payload = std::move(bytes);
+    *body->payload = std::move(bytes);
     return WSMessage(std::move(body));
 }
 
 bool WSMessage::isBinary() const { return body_->binary; }
 
-const std::string &WSMessage::payload() const { return body_->payload; }
+const std::string &WSMessage::payload() const { return *body_->payload; }
 
 bool WSMessage::isJson() const {
     if (!body_->parsed) {
         body_->parsed = true;
         if (!body_->binary)
-            body_->json = parseJson(body_->payload, body_->maxJsonDepth, body_->maxJsonValues);
+            body_->json = parseJson(*body_->payload, body_->maxJsonDepth, body_->maxJsonValues);
     }
     return body_->json != nullptr;
 }
