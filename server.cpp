@@ -71,6 +71,7 @@
 #include <limits>
 #include <new>
 #include <optional>
+#include <sstream>
 #include <stdexcept>
 #include <system_error>
 
@@ -750,11 +751,13 @@ void WSLoop::guarded(WSConnection &c, Work &&work) {
 // A byte in the pipe wakes poll(): from stop(), or from a signal that stopOn() was given.
 void WSLoop::readWakePipe() {
     std::array<char, 64> bytes;
-    const ssize_t size = ::read(wakePipe_[0], bytes.data(), bytes.size());
-    for (ssize_t i = 0; i < size; ++i) {
-        if (shuttingDown_ && bytes[static_cast<std::size_t>(i)] == kBySignal) endAtOnce_ = true;
-        stopAsked_ = true;
-    }
+    ssize_t size = 0;
+    do {
+        size = ::read(wakePipe_[0], bytes.data(), bytes.size());
+        const auto end = bytes.begin() + std::max<ssize_t>(size, 0);
+        if (shuttingDown_ && std::find(bytes.begin(), end, kBySignal) != end) endAtOnce_ = true;
+        stopAsked_ = stopAsked_ || size > 0;
+    } while (size == static_cast<ssize_t>(bytes.size()));
 }
 
 // Once a second: who has been silent, idle or unfinished for too long?
@@ -1657,8 +1660,8 @@ constexpr int kSignals = 65;  // they are numbered from 1 to 64 at most
 std::array<std::atomic<int>, kSignals> signalPipes;
 
 void wake(int pipe, char why) noexcept {
-    const int error = errno;  // a signal handler must not change it
-    [[maybe_unused]] const ssize_t written = ::write(pipe, &why, 1);  // full: it is awake already
+    const int error = errno;                                 // a signal handler must not change it
+    while (::write(pipe, &why, 1) < 0 && errno == EINTR) {}  // full: it is awake already
     errno = error;
 }
 
@@ -1673,10 +1676,11 @@ void setPort(sockaddr_storage &address, int port) {
     if (address.ss_family == AF_INET6) reinterpret_cast<sockaddr_in6 &>(address).sin6_port = value;
 }
 
+// 0 and errno if it can not be had.
 int portOf(int listener) {
     sockaddr_storage address{};
     socklen_t size = sizeof address;
-    ::getsockname(listener, reinterpret_cast<sockaddr *>(&address), &size);
+    if (::getsockname(listener, reinterpret_cast<sockaddr *>(&address), &size) != 0) return 0;
     const bool six = address.ss_family == AF_INET6;
     return ntohs(six ? reinterpret_cast<sockaddr_in6 &>(address).sin6_port
                      : reinterpret_cast<sockaddr_in &>(address).sin_port);
@@ -1733,10 +1737,11 @@ int openListeningSocket(const addrinfo &where, int port) {
 }  // namespace
 
 WSLoop::WSLoop(WSBaseServer &server, WSBaseConfig &config)
-    : server_(server), config_(config), now_(monotonicNow()), wakePipe_(makeWakePipe()) {
-    pollfds_.push_back({wakePipe_[0], POLLIN, 0});
+    : server_(server), config_(config), pollfds_(1), now_(monotonicNow()) {
     spareReaders_.reserve(kSpareBuffers);
     spareOutboxes_.reserve(kSpareBuffers);
+    wakePipe_ = makeWakePipe();  // last: nobody would close it if something else threw
+    pollfds_[0] = {wakePipe_[0], POLLIN, 0};
 }
 
 WSLoop::~WSLoop() {
@@ -1785,12 +1790,14 @@ int WSLoop::openListenersOf(const addrinfo *list) {
     port_ = config_.port;
     for (const addrinfo *where = list; where != nullptr; where = where->ai_next) {
         if (isRepeated(list, where)) continue;
+        growTo(pollfds_, pollfds_.size() + 1);
         const int fd = openListeningSocket(*where, port_);
         if (fd < 0 && (errno == EADDRNOTAVAIL || errno == EAFNOSUPPORT)) continue;
         if (fd < 0) return errno;
-        port_ = portOf(fd);
         pollfds_.insert(pollfds_.begin() + 1, {fd, POLLIN, 0});
         ++firstConnection_;
+        port_ = portOf(fd);
+        if (port_ == 0) return errno;
     }
     return firstConnection_ > 1 ? 0 : EADDRNOTAVAIL;
 }
@@ -1810,10 +1817,11 @@ void WSLoop::raiseFileLimit() {
         static_cast<rlim_t>(config_.maxUsers) + static_cast<rlim_t>(config_.maxPending) + kOthers;
     rlimit limit{};
     if (::getrlimit(RLIMIT_NOFILE, &limit) != 0 || limit.rlim_cur >= wanted) return;
-    limit.rlim_cur = std::min(wanted, limit.rlim_max);
-    if (::setrlimit(RLIMIT_NOFILE, &limit) == 0 && limit.rlim_cur == wanted) return;
+    const rlimit raised{std::min(wanted, limit.rlim_max), limit.rlim_max};
+    const rlim_t now = ::setrlimit(RLIMIT_NOFILE, &raised) == 0 ? raised.rlim_cur : limit.rlim_cur;
+    if (now >= wanted) return;
     log(WSLevel::warning, [&] {
-        return "only " + std::to_string(limit.rlim_cur) +
+        return "only " + std::to_string(now) +
                " files may be open, but maxUsers and "
                "maxPending may need " +
                std::to_string(wanted) + "; raise the limit (ulimit -n)";
@@ -1903,12 +1911,17 @@ void WSBaseServer::console(WSLevel level, std::string_view text) {
 
 namespace {
 
-// Compact, and UTF-8 as it is: without that setting each umlaut would take six bytes.
+// Compact, and UTF-8 as it is: without that setting each umlaut would take six bytes. A
+// stream that has no memory left would end in the middle and not say so, if it may.
 std::string writeJson(const Json::Value &json) {
     Json::StreamWriterBuilder builder;
     builder["indentation"] = "";
     builder["emitUTF8"] = true;
-    return Json::writeString(builder, json);
+    const std::unique_ptr<Json::StreamWriter> writer(builder.newStreamWriter());
+    std::ostringstream text;
+    text.exceptions(std::ios::badbit);
+    writer->write(json, &text);
+    return text.str();
 }
 
 // number = [ "-" ] int [ frac ] [ exp ] (RFC 8259 6)
@@ -1992,8 +2005,7 @@ bool isStrictJson(std::string_view text, int maxDepth, int maxValues) {
     return true;
 }
 
-// Strict JSON: one array or object and nothing else. Null for all that is not, and for
-// whatever else the library has to say.
+// Strict JSON: one array or object and nothing else. Null for all that is not.
 std::unique_ptr<Json::Value> parseJson(const std::string &text, int maxDepth, int maxValues) {
     if (!isStrictJson(text, maxDepth, maxValues)) return nullptr;
     Json::CharReaderBuilder builder;
@@ -2006,7 +2018,7 @@ std::unique_ptr<Json::Value> parseJson(const std::string &text, int maxDepth, in
         const bool fine =
             reader->parse(text.data(), text.data() + text.size(), json.get(), nullptr);
         return fine && (json->isObject() || json->isArray()) ? std::move(json) : nullptr;
-    } catch (const std::exception &) {
+    } catch (const Json::Exception &) {
         return nullptr;
     }
 }
@@ -2036,11 +2048,9 @@ bool WSMessage::isBinary() const { return body_->binary; }
 const std::string &WSMessage::payload() const { return *body_->payload; }
 
 bool WSMessage::isJson() const {
-    if (!body_->parsed) {
-        body_->parsed = true;
-        if (!body_->binary)
-            body_->json = parseJson(*body_->payload, body_->maxJsonDepth, body_->maxJsonValues);
-    }
+    if (!body_->parsed && !body_->binary)
+        body_->json = parseJson(*body_->payload, body_->maxJsonDepth, body_->maxJsonValues);
+    body_->parsed = true;
     return body_->json != nullptr;
 }
 
@@ -2296,7 +2306,8 @@ bool isVersion(std::string_view version) {
 
 bool isIpv6(std::string_view text) {
     in6_addr address{};
-    return ::inet_pton(AF_INET6, std::string(text).c_str(), &address) == 1;
+    return text.find('\0') == text.npos &&  // inet_pton() would see the text end there
+           ::inet_pton(AF_INET6, std::string(text).c_str(), &address) == 1;
 }
 
 // Host = uri-host [ ":" port ] (RFC 9110 7.2), split; false if it is none. No user-info, no

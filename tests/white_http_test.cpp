@@ -835,3 +835,9 @@ TEST_CASE("dates (RFC 9110 5.6.7), as `date -u` has them") {
     };
     for (const auto &[time, date] : rows) CHECK(httpDate(time) == date);
 }
+
+TEST_CASE("an IPv6 address does not end at a NUL (found by fuzzing: ipv6-with-nul)") {
+    using namespace std::string_literals;
+    CHECK(normalOrigin("https://[2001:db8::1]:443"));
+    CHECK_FALSE(normalOrigin("https://[2001:db8::1\0x]:443"s));
+}
