@@ -42,7 +42,7 @@ endif
 tests := $(white_tests) $(black_tests)
 
 # For lint: all that is compiled, and the part that clang-tidy and cppcheck read.
-sources := server.cpp $(wildcard examples/*.cpp tests/*.cpp tests/interop/*.cpp)
+sources := server.cpp $(wildcard examples/*.cpp tests/*.cpp tests/*/*.cpp)
 checked := $(filter-out tests/%,$(sources))
 
 # --- compiling --------------------------------------------------------------------------
@@ -130,6 +130,12 @@ $(examples): %: $(plain)/%.o $(plain)/server.o
 .build/interop-server: $(plain)/tests/interop/server.o $(plain)/server.o
 	$(call say,link $@)$(link) $^ $(libs) -o $@
 
+.build/attack: $(plain)/tests/attack/attack.o
+	$(call say,link $@)$(link) -pthread $^ $(LDLIBS) -o $@
+
+$(tested)/attack-server: $(tested)/tests/attack/server.o $(tested)/server.o
+	$(call say,link $@)$(link) $(sanitized) $^ $(libs) -o $@
+
 tested_examples := $(patsubst %,$(tested)/%,$(examples))
 $(tested_examples): %: %.o $(tested)/server.o
 $(white_tests): $(tested)/%: $(tested)/tests/%.o $(tested)/tests/main.o
@@ -184,7 +190,7 @@ strict = $(warnings) -Werror -std=c++17 -I. $(json_cflags) $(brew_cflags) $(exam
 compiled := $(addprefix compiled/,$(sources))
 tidied := $(addprefix tidied/,$(checked))
 # (examples/readme.cpp is set like the README, which shows it.)
-formatted := $(headers) $(wildcard tests/*.h) $(filter-out examples/readme.cpp,$(sources))
+formatted := $(headers) $(wildcard tests/*.h tests/*/*.h) $(filter-out examples/readme.cpp,$(sources))
 
 lint: format-check cppcheck $(compiled) $(tidied)  ## Format, warnings, cppcheck, clang-tidy
 
@@ -229,6 +235,15 @@ install-check: $(library) | deps-install  ## Installs, uses, uninstalls it in a 
 interop: examples .build/interop-server | deps-interop  ## A browser, Node's and Python's clients against it
 	@tests/interop/run
 
+# ATTACK: more options, see .build/attack --help
+attack: .build/attack  ## Treats the echo server at PORT badly, beside a canary
+	@.build/attack --port=$(or $(PORT),12345) $(ATTACK)
+
+# The deadlines are those of tests/attack/server.cpp; what the sanitizers cost is added.
+attack-check: .build/attack $(tested)/attack-server  ## The same, with a sanitized server of its own
+	@tests/attack/run $(tested)/attack-server .build/attack --handshake-seconds=2 \
+	    --close-seconds=1 --ping-seconds=2 --connection-kib=64 --slack-kib=32768 $(ATTACK)
+
 # --- installing the library -------------------------------------------------------------
 
 root = $(DESTDIR)$(PREFIX)
@@ -266,6 +281,7 @@ help:  ## This list
 always:
 .PHONY: all always library examples run test built-tests help clean install uninstall
 .PHONY: deps deps-lint deps-install deps-interop deps-bench deps-valgrind
+.PHONY: attack attack-check
 .PHONY: lint format-check cppcheck $(compiled) $(tidied) format dropin-check install-check interop
 .DELETE_ON_ERROR:
 .SECONDARY:
