@@ -179,7 +179,8 @@ deps-install: ## for install-check
 deps-interop: ## for interop
 deps-bench: ## for bench
 deps-valgrind: ## for valgrind
-deps-lint deps-install deps-interop deps-bench deps-valgrind: deps-%:
+deps-fuzz: ## for fuzz
+deps-lint deps-install deps-interop deps-bench deps-valgrind deps-fuzz: deps-%:
 	@CXX='$(CXX)' .ci/deps base $*
 
 # --- further checks ---------------------------------------------------------------------
@@ -244,6 +245,28 @@ attack-check: .build/attack $(tested)/attack-server  ## The same, with a sanitiz
 	@tests/attack/run $(tested)/attack-server .build/attack --handshake-seconds=2 \
 	    --close-seconds=1 --ping-seconds=2 --connection-kib=64 --slack-kib=32768 $(ATTACK)
 
+# libFuzzer comes with clang only, and Apple's has none. The targets include ../../server.cpp;
+# the whole server gets its system calls from a kernel in memory.
+FUZZ_SECONDS ?= 60
+fuzzed := .build/fuzz
+fuzz_targets := $(addprefix $(fuzzed)/,head frames server)
+fuzz_flags = -O1 -g1 -fno-omit-frame-pointer -fsanitize=fuzzer,address,undefined \
+    -fno-sanitize-recover=all
+fuzz_wrapped := poll clock_gettime read write close fcntl getaddrinfo freeaddrinfo socket bind \
+    listen setsockopt getsockname accept4 pipe2 shutdown recv recvmsg send sendmsg
+$(fuzzed)/server: wraps = $(fuzz_wrapped:%=-Wl,--wrap=%)
+
+$(fuzz_targets): $(fuzzed)/%: tests/fuzz/%.cpp .build/flags | deps-fuzz
+	@mkdir -p $(@D)
+	$(call say,compile $<)clang++ $(strict) $(fuzz_flags) -MMD -MP -MF $@.d -MT $@ $< $(wraps) \
+	    $(brew_ldflags) $(libs) -o $@
+
+fuzz: $(fuzz_targets)  ## Replays the fuzzing corpus, then fuzzes for FUZZ_SECONDS (60)
+	@tests/fuzz/run $(fuzzed) $(FUZZ_SECONDS)
+
+fuzz-replay: $(fuzz_targets)  ## Replays the fuzzing corpus
+	@tests/fuzz/run $(fuzzed) 0
+
 # --- installing the library -------------------------------------------------------------
 
 root = $(DESTDIR)$(PREFIX)
@@ -280,7 +303,8 @@ help:  ## This list
 
 always:
 .PHONY: all always library examples run test built-tests help clean install uninstall
-.PHONY: deps deps-lint deps-install deps-interop deps-bench deps-valgrind
+.PHONY: deps deps-lint deps-install deps-interop deps-bench deps-valgrind deps-fuzz
+.PHONY: fuzz fuzz-replay
 .PHONY: attack attack-check
 .PHONY: lint format-check cppcheck $(compiled) $(tidied) format dropin-check install-check interop
 .DELETE_ON_ERROR:

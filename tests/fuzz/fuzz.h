@@ -1,0 +1,123 @@
+// SPDX-License-Identifier: MIT
+// Extendible WebSocket Server
+
+// What the fuzz targets share: server.cpp itself, whose parts they reach because it is
+// included here; the rules that must hold whatever comes; and what checks them without
+// asking the code that is under test.
+
+#ifndef WS_TESTS_FUZZ_H
+#define WS_TESTS_FUZZ_H
+
+// server.cpp keeps its parts in an anonymous namespace; see tests/white.h.
+#if defined(__GNUC__) && !defined(__clang__)
+#pragma GCC diagnostic ignored "-Wsubobject-linkage"
+#endif
+
+#include "../../server.cpp"
+
+#include <cstdlib>
+
+// A rule that must hold. The fuzzer keeps the input that breaks it.
+inline void check(bool holds, const char *rule) {
+    if (holds) return;
+    std::fprintf(stderr, "broken: %s\n", rule);
+    std::abort();
+}
+
+// The fuzzer's bytes, used up from the front. Behind their end are zeros.
+class Input {
+  public:
+    Input(const unsigned char *bytes, std::size_t size)
+        : rest_(reinterpret_cast<const char *>(bytes), size) {}
+
+    bool empty() const { return rest_.empty(); }
+    unsigned byte() {
+        const std::string_view one = bytes(1);
+        return one.empty() ? 0 : static_cast<unsigned char>(one[0]);
+    }
+    std::string_view bytes(std::size_t most) {
+        const std::string_view taken = rest_.substr(0, most);
+        rest_.remove_prefix(taken.size());
+        return taken;
+    }
+
+  private:
+    std::string_view rest_;
+};
+
+// --- UTF-8, by its definition: decode it, and see whether it was the shortest way ---------
+
+// The size of the character that stands first; 0 if none does.
+inline std::size_t characterSize(std::string_view text) {
+    constexpr std::array<unsigned long, 5> kLeast{0, 0, 0x80, 0x800, 0x10000};
+    const auto lead = static_cast<unsigned char>(text[0]);
+    if (lead < 0x80) return 1;
+    const std::size_t size = lead < 0xC0   ? 0
+                             : lead < 0xE0 ? 2
+                             : lead < 0xF0 ? 3
+                             : lead < 0xF8 ? 4
+                                           : 0;
+    if (size == 0 || text.size() < size) return 0;
+    unsigned long value = lead & (0x7FUL >> size);
+    for (const char c : text.substr(1, size - 1)) {
+        if ((c & 0xC0) != 0x80) return 0;
+        value = value << 6 | (c & 0x3F);
+    }
+    const bool surrogate = value >= 0xD800 && value <= 0xDFFF;
+    return value >= kLeast[size] && value <= 0x10FFFF && !surrogate ? size : 0;
+}
+
+// What is left behind the last whole character.
+inline std::string_view textRest(std::string_view text) {
+    while (!text.empty() && characterSize(text) > 0) text.remove_prefix(characterSize(text));
+    return text;
+}
+
+inline bool isText(std::string_view text) { return textRest(text).empty(); }
+
+// Whether more bytes could still make it text. In each range of second bytes the first or
+// the last one of all is allowed, so these two are tried.
+inline bool canBecomeText(std::string_view text) {
+    const std::string_view rest = textRest(text);
+    for (std::size_t missing = 0; missing < 4; ++missing)
+        for (const char filler : {'\x80', '\xBF'})
+            if (isText(std::string(rest).append(missing, filler))) return true;
+    return false;
+}
+
+// --- answers, as a client reads them ------------------------------------------------------
+
+struct Answer {
+    int status = 0;  // 0: its head is not complete
+    std::size_t head = 0, body = 0;
+};
+
+// Checks a response that begins `bytes`: lines end with CR LF, no other byte is a control
+// character, and the length of the body is what the head says.
+inline Answer readAnswer(std::string_view bytes) {
+    Answer answer;
+    const std::size_t end = bytes.find("\r\n\r\n");
+    if (end == bytes.npos) return answer;
+    answer.head = end + 4;
+    bool closes = false;
+    for (std::string_view lines = bytes.substr(0, end + 2); !lines.empty();) {
+        const std::string_view line = lines.substr(0, lines.find("\r\n"));
+        lines.remove_prefix(line.size() + 2);
+        for (const char c : line)
+            check(c < 0 || c >= ' ' || c == '\t', "an answer's head has no control characters");
+        if (answer.status == 0) {
+            check(line.size() >= 13 && line.substr(0, 9) == "HTTP/1.1 ", "a status line begins");
+            answer.status = std::atoi(std::string(line.substr(9, 3)).c_str());
+        } else {
+            check(line.find(": ") != line.npos, "a header line has a colon");
+        }
+        if (line.substr(0, 16) == "Content-Length: ")
+            answer.body = std::stoul(std::string(line.substr(16)));
+        closes = closes || line.substr(0, 17) == "Connection: close";
+    }
+    check(answer.status == 101 || (answer.status >= 200 && answer.status <= 599), "a status");
+    check(closes == (answer.status != 101), "all answers but 101 are the last");
+    return answer;
+}
+
+#endif

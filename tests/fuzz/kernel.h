@@ -1,0 +1,522 @@
+// SPDX-License-Identifier: MIT
+// Extendible WebSocket Server
+
+// A kernel in memory: sockets, the wake pipe, poll() and the clock, for one server at a
+// time. The linker leads the server's system calls here (--wrap). What peers do, when a
+// call fails or comes short, and how time goes is read from the fuzzer's input, event by
+// event: see Kernel::event().
+//
+// It is stricter than a real one: descriptors are never used again, so whoever touches one
+// that is closed is caught, and nobody may wait for ever or go round without waiting.
+
+#ifndef WS_TESTS_FUZZ_KERNEL_H
+#define WS_TESTS_FUZZ_KERNEL_H
+
+#include "fuzz.h"
+
+#include <functional>
+
+struct Socket {
+    enum Kind { listener, stream, pipeEnd } kind = stream;
+    int family = AF_INET;
+    bool isOpen = false, wasAccepted = false;
+    std::string sent;    // all that the peer has sent, and
+    std::string input;   // what of it the server has not read yet
+    std::string output;  // all that it has written
+    bool inputEnded = false, outputEnded = false;
+    bool reset = false, resetSeen = false;
+    std::size_t window = kUnlimited;  // what of the output the peer will still take
+
+    static constexpr std::size_t kUnlimited = std::size_t(-1);
+};
+
+class Kernel {
+  public:
+    // The calls that can be made to fail, as event() numbers them.
+    enum Call {
+        pollCall,
+        recvCall,
+        sendCall,
+        acceptCall,
+        socketCall,
+        bindCall,
+        listenCall,
+        fcntlCall,
+        pipeCall,
+        shutdownCall,
+        readCall,
+        writeCall,
+        resolveCall,
+        kCalls
+    };
+
+    explicit Kernel(Input &input) : input_(input) { current = this; }
+    ~Kernel() { current = nullptr; }
+    Kernel(const Kernel &) = delete;
+    Kernel &operator=(const Kernel &) = delete;
+
+    static inline Kernel *current = nullptr;  // null: the real one answers
+    static bool owns(int fd) { return current != nullptr && (fd < 0 || fd >= kFirst); }
+
+    std::function<void()> stop;             // asks the server for its end, as a thread would
+    std::function<void(unsigned)> action;   // what the next hook shall do
+    std::function<void()> inputOver;        // nothing new will happen
+    std::function<void()> calm;             // and all that had to be done is done
+    std::int64_t shutdownMilliseconds = 0;  // what the end may take then
+    void setUp();                           // faults that the server's start shall meet
+    bool over() const { return over_; }
+    void pass(std::int64_t milliseconds) { now_ += milliseconds; }
+
+    const std::vector<int> &peers() const { return peers_; }
+    const Socket &at(int fd) const;
+    void checkClosed() const;  // nothing is left open
+
+    // The system calls. What returns -1 has set errno.
+    int poll(pollfd *fds, std::size_t count, int timeout);
+    ssize_t receive(int fd, const iovec *pieces, std::size_t count);
+    ssize_t send(int fd, const iovec *pieces, std::size_t count, int flags);
+    int accept(int listener, sockaddr *address, socklen_t *size);
+    int open(Call call, Socket::Kind kind, int family);
+    int close(int fd);
+    int shutdown(int fd);
+    int pipe(int *ends);
+    ssize_t read(int fd, char *bytes, std::size_t size);
+    ssize_t write(int fd, const char *bytes, std::size_t size);
+    int call(Call call, int fd);  // one that does nothing
+    bool fails(Call call);
+    void tell(timespec *time) const;
+
+  private:
+    static constexpr int kFirst = 1'000'000;  // no real descriptor
+    static constexpr std::size_t kMostPeers = 12, kMostInput = 64 * 1024;
+
+    Socket &use(int fd);
+    int make(Socket::Kind kind, int family, bool isOpen);
+    void happen();
+    bool event();
+    void fault();
+    void happenTo(Socket &peer, unsigned letter);
+    void frame(Socket &peer, unsigned first, std::string_view payload);
+    void arrive(Socket &peer, std::string_view bytes);
+    void end(int found, int timeout);
+    void checkPolled(const pollfd *fds, std::size_t count) const;
+    int look(pollfd *fds, std::size_t count) const;
+    int ready(const Socket &socket) const;
+
+    Input &input_;
+    std::vector<Socket> sockets_;
+    std::vector<int> peers_, backlog_;
+    std::array<int, kCalls> errors_{};      // what the next call fails with
+    std::size_t cut_ = Socket::kUnlimited;  // recv() gives no more at once
+    std::int64_t now_ = 1'000'000;          // milliseconds
+    bool over_ = false, stopped_ = false;
+    std::int64_t overSince_ = 0, stoppedSince_ = 0;
+    int turnsSince_ = 0;
+};
+
+// --- what happens -------------------------------------------------------------------------
+
+// The handshake of RFC 6455 1.2, with more of what hooks may ask for.
+constexpr std::string_view kHandshake =
+    "GET /chat?room=1 HTTP/1.1\r\nHost: a.example\r\nUpgrade: websocket\r\n"
+    "Connection: keep-alive, Upgrade\r\nOrigin: http://a.example\r\nCookie: id=1\r\n"
+    "Sec-WebSocket-Protocol: v1, v2\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n"
+    "Sec-WebSocket-Version: 13\r\n\r\n";
+constexpr std::string_view kPlainGet = "GET /page HTTP/1.1\r\nHost: a.example\r\n\r\n";
+
+// Events are letters, so that a seed can be read; but only the low four bits count, so that
+// any byte is one. A space is a 'p'.
+constexpr unsigned letter(char c) { return static_cast<unsigned>(c) & 0xF; }
+
+inline void Kernel::setUp() {
+    for (Input ahead = input_; (ahead.byte() & 0xF) == letter('i'); ahead = input_) event();
+}
+
+inline void Kernel::happen() {
+    while (!input_.empty())
+        if (!event()) return;
+}
+
+// False: poll() returns, the server has its turn.
+inline bool Kernel::event() {
+    const unsigned what = input_.byte() & 0xF;
+    switch (what) {
+    case letter('p'): return false;
+    case letter('q'): stop(); break;
+    case letter('c'):  // somebody connects
+        if (peers_.size() == kMostPeers) break;
+        peers_.push_back(make(Socket::stream, peers_.size() % 2 ? AF_INET6 : AF_INET, false));
+        backlog_.push_back(peers_.back());
+        break;
+    case letter('t'): now_ += 40 * input_.byte(); break;  // t TIME passes
+    case letter('i'): fault(); break;                     // i CALL fails
+    case letter('k'): action(input_.byte()); break;       // k ACTION, for the next hook
+    case letter('z'):                                     // z SIZE: recv() gives no more
+        cut_ = input_.byte();
+        if (cut_ == 0) cut_ = Socket::kUnlimited;
+        break;
+    default:
+        if (peers_.empty()) break;
+        happenTo(use(peers_[(input_.byte() & 0xF) % peers_.size()]), what);
+    }
+    return true;
+}
+
+// i CALL: the call in the low four bits fails when it is made next, as the others say.
+inline void Kernel::fault() {
+    constexpr std::array<int, 16> kErrors{
+        EINTR,        EAGAIN,        ECONNRESET, EMFILE,    ENOBUFS, ENOMEM, EADDRINUSE, EPIPE,
+        ECONNABORTED, EADDRNOTAVAIL, ENFILE,     ETIMEDOUT, EPROTO,  EINVAL, EACCES,     ENOTCONN};
+    const unsigned what = input_.byte();
+    errors_[(what & 0xF) % kCalls] = kErrors[what >> 4];
+}
+
+// A letter, a byte that says to whom (it was read), and arguments.
+inline void Kernel::happenTo(Socket &peer, unsigned what) {
+    switch (what) {
+    case letter('h'): arrive(peer, kHandshake); break;
+    case letter('l'): arrive(peer, kPlainGet); break;
+    case letter('e'): peer.inputEnded = true; break;
+    case letter('r'): peer.reset = true; break;
+    case letter('w'):  // w PEER SIZE: that much is taken from the server, 255: all
+        peer.window = input_.byte();
+        if (peer.window == 255) peer.window = Socket::kUnlimited;
+        break;
+    case letter('f'): {  // f PEER FIRST LENGTH PAYLOAD: a frame, by its first byte
+        const unsigned first = input_.byte(), length = input_.byte();
+        frame(peer, first, input_.bytes(length));
+        break;
+    }
+    case letter('m'):  // m PEER SIZE: a binary message, 16 times as long
+        frame(peer, 0x82, std::string(std::size_t{16} * input_.byte(), 'm'));
+        break;
+    case letter('n'):  // a nice goodbye
+        frame(peer, 0x88, "\x03\xE8");
+        peer.inputEnded = true;
+        break;
+    default: arrive(peer, input_.bytes(input_.byte()));  // o PEER LENGTH BYTES, as they are
+    }
+}
+
+// A client's frame: it is masked here, so that seeds can be read.
+inline void Kernel::frame(Socket &peer, unsigned first, std::string_view payload) {
+    constexpr std::string_view kKey = "\x37\xFA\x21\x3D";
+    std::string bytes{static_cast<char>(first)};
+    const std::size_t size = payload.size();
+    bytes += static_cast<char>(0x80 | (size < 126 ? size : 126));
+    if (size >= 126) bytes.append({static_cast<char>(size >> 8), static_cast<char>(size)});
+    bytes += kKey;
+    for (std::size_t i = 0; i < size; ++i)
+        bytes += static_cast<char>(payload[i] ^ kKey[i % kKey.size()]);
+    arrive(peer, bytes);
+}
+
+inline void Kernel::arrive(Socket &peer, std::string_view bytes) {
+    if (peer.inputEnded || peer.reset || peer.sent.size() > kMostInput) return;
+    peer.sent += bytes;
+    peer.input += bytes;
+}
+
+// The input is used up. The server gets some time to do what is left, then it is asked for
+// its end, and nobody else does anything.
+inline void Kernel::end(int found, int timeout) {
+    constexpr std::int64_t kSomeTime = 1500;
+    if (!over_) {
+        over_ = true;
+        errors_ = {};
+        cut_ = Socket::kUnlimited;
+        overSince_ = now_;
+        inputOver();
+    } else if (!stopped_ && found == 0 && (timeout < 0 || now_ - overSince_ > kSomeTime)) {
+        stopped_ = true;
+        stoppedSince_ = now_;
+        calm();
+        stop();
+    }
+    check(++turnsSince_ < 5000, "the loop waits when there is nothing to do");
+    check(!stopped_ || now_ - stoppedSince_ <= shutdownMilliseconds, "a shutdown ends in time");
+}
+
+// --- system calls -------------------------------------------------------------------------
+
+inline int Kernel::make(Socket::Kind kind, int family, bool isOpen) {
+    Socket socket;
+    socket.kind = kind;
+    socket.family = family;
+    socket.isOpen = isOpen;
+    sockets_.push_back(socket);
+    return kFirst + static_cast<int>(sockets_.size()) - 1;
+}
+
+inline const Socket &Kernel::at(int fd) const {
+    const auto index = static_cast<std::size_t>(fd - kFirst);
+    check(fd >= kFirst && index < sockets_.size(), "a descriptor is one that was given");
+    return sockets_[index];
+}
+
+inline Socket &Kernel::use(int fd) { return const_cast<Socket &>(at(fd)); }
+
+inline bool Kernel::fails(Call call) {
+    const int error = std::exchange(errors_[call], 0);
+    if (error != 0) errno = error;
+    return error != 0;
+}
+
+inline int Kernel::call(Call call, int fd) {
+    check(at(fd).isOpen, "a call is for an open descriptor");
+    return fails(call) ? -1 : 0;
+}
+
+// Everything that is open is waited for, but for the end of the pipe that is written to.
+inline void Kernel::checkPolled(const pollfd *fds, std::size_t count) const {
+    std::size_t open = 0;
+    for (const Socket &socket : sockets_) open += socket.isOpen;
+    check(count + 1 == open, "each open descriptor is polled");
+    for (std::size_t i = 0; i < count; ++i)
+        check(fds[i].fd < 0 || at(fds[i].fd).isOpen, "what is polled is open");
+}
+
+// poll(2): POLLHUP and POLLERR are always wanted.
+inline int Kernel::ready(const Socket &socket) const {
+    const auto waits = [&](int fd) { return at(fd).family == socket.family; };
+    if (socket.kind == Socket::listener)
+        return std::any_of(backlog_.begin(), backlog_.end(), waits) ? POLLIN : 0;
+    int events = 0;
+    if (!socket.input.empty() || socket.inputEnded || socket.reset) events |= POLLIN;
+    if (socket.window > 0 || socket.reset) events |= POLLOUT;
+    if (socket.reset) events |= POLLERR;
+    if (socket.reset || (socket.inputEnded && socket.outputEnded)) events |= POLLHUP;
+    return events;
+}
+
+inline int Kernel::look(pollfd *fds, std::size_t count) const {
+    int found = 0;
+    for (std::size_t i = 0; i < count; ++i) {
+        const int wanted = fds[i].events | POLLHUP | POLLERR;
+        fds[i].revents = static_cast<short>(fds[i].fd < 0 ? 0 : ready(at(fds[i].fd)) & wanted);
+        found += fds[i].revents != 0;
+    }
+    return found;
+}
+
+// Time passes only here and by event, so the server must wait for whatever it wants to see.
+inline int Kernel::poll(pollfd *fds, std::size_t count, int timeout) {
+    int found = 0;
+    if (count > 0) {
+        checkPolled(fds, count);
+        do {
+            happen();
+            if (fails(pollCall)) return -1;
+            found = look(fds, count);
+            if (input_.empty()) end(found, timeout);
+        } while (found == 0 && timeout < 0 && !stopped_);
+        if (stopped_) found = look(fds, count);
+    }
+    check(found > 0 || timeout >= 0, "nobody waits for ever");
+    if (found == 0) now_ += timeout;
+    return found;
+}
+
+inline ssize_t Kernel::receive(int fd, const iovec *pieces, std::size_t count) {
+    Socket &from = use(fd);
+    if (call(recvCall, fd) < 0) return -1;
+    if (from.reset) {
+        errno = ECONNRESET;
+        return std::exchange(from.resetSeen, true) ? 0 : -1;
+    }
+    std::size_t size = 0;
+    for (std::size_t i = 0; i < count; ++i) {
+        const std::size_t most = std::min({pieces[i].iov_len, from.input.size(), cut_ - size});
+        check(i > 0 || pieces[i].iov_len > 0, "something is asked for");
+        std::copy_n(from.input.data(), most, static_cast<char *>(pieces[i].iov_base));
+        from.input.erase(0, most);
+        size += most;
+    }
+    if (size == 0) errno = EAGAIN;
+    return size == 0 && !from.inputEnded ? -1 : static_cast<ssize_t>(size);
+}
+
+inline ssize_t Kernel::send(int fd, const iovec *pieces, std::size_t count, int flags) {
+    Socket &to = use(fd);
+    check((flags & MSG_NOSIGNAL) != 0, "no SIGPIPE");
+    check(!to.outputEnded, "nothing is written behind the end");
+    if (call(sendCall, fd) < 0) return -1;
+    if (to.reset || to.window == 0) {
+        errno = to.reset ? EPIPE : EAGAIN;
+        return -1;
+    }
+    const std::size_t before = to.output.size();
+    for (std::size_t i = 0; i < count; ++i) {
+        const std::size_t most = std::min(pieces[i].iov_len, to.window);
+        to.output.append(static_cast<const char *>(pieces[i].iov_base), most);
+        if (to.window != Socket::kUnlimited) to.window -= most;
+    }
+    return static_cast<ssize_t>(to.output.size() - before);
+}
+
+inline int Kernel::accept(int listener, sockaddr *address, socklen_t *size) {
+    if (call(acceptCall, listener) < 0) return -1;
+    const int family = at(listener).family;
+    const auto waits = [&](int fd) { return at(fd).family == family; };
+    const auto first = std::find_if(backlog_.begin(), backlog_.end(), waits);
+    if (first == backlog_.end()) {
+        errno = EAGAIN;
+        return -1;
+    }
+    const int fd = *first;
+    backlog_.erase(first);
+    use(fd).isOpen = use(fd).wasAccepted = true;
+    std::memset(address, 0, *size);
+    address->sa_family = static_cast<sa_family_t>(family);
+    *size = family == AF_INET6 ? sizeof(sockaddr_in6) : sizeof(sockaddr_in);
+    return fd;
+}
+
+inline int Kernel::open(Call call, Socket::Kind kind, int family) {
+    return fails(call) ? -1 : make(kind, family, true);
+}
+
+inline int Kernel::close(int fd) {
+    check(at(fd).isOpen, "what is closed is open, once");
+    use(fd).isOpen = false;
+    return 0;
+}
+
+inline int Kernel::shutdown(int fd) {
+    if (call(shutdownCall, fd) < 0) return -1;
+    use(fd).outputEnded = true;
+    return 0;
+}
+
+// The end that is written to comes right behind the other.
+inline int Kernel::pipe(int *ends) {
+    if (fails(pipeCall)) return -1;
+    ends[0] = make(Socket::pipeEnd, 0, true);
+    ends[1] = make(Socket::pipeEnd, 0, true);
+    return 0;
+}
+
+inline ssize_t Kernel::read(int fd, char *bytes, std::size_t size) {
+    const iovec piece{bytes, size};
+    return call(readCall, fd) < 0 ? -1 : receive(fd, &piece, 1);
+}
+
+inline ssize_t Kernel::write(int fd, const char *bytes, std::size_t size) {
+    if (call(writeCall, fd) < 0) return -1;
+    use(fd - 1).input.append(bytes, size);
+    return static_cast<ssize_t>(size);
+}
+
+inline void Kernel::tell(timespec *time) const {
+    time->tv_sec = now_ / 1000;
+    time->tv_nsec = now_ % 1000 * 1'000'000;
+}
+
+inline void Kernel::checkClosed() const {
+    for (const Socket &socket : sockets_) check(!socket.isOpen, "nothing is left open");
+}
+
+// --- where the linker leads the calls (--wrap=NAME: to __wrap_NAME; __real_NAME is it) ----
+
+extern "C" {
+
+int __real_poll(pollfd *fds, nfds_t count, int timeout);
+int __wrap_poll(pollfd *fds, nfds_t count, int timeout) {
+    return Kernel::current ? Kernel::current->poll(fds, count, timeout)
+                           : __real_poll(fds, count, timeout);
+}
+
+int __real_clock_gettime(clockid_t clock, timespec *time);
+int __wrap_clock_gettime(clockid_t clock, timespec *time) {
+    if (!Kernel::current || clock != CLOCK_MONOTONIC) return __real_clock_gettime(clock, time);
+    Kernel::current->tell(time);
+    return 0;
+}
+
+ssize_t __real_read(int fd, void *bytes, std::size_t size);
+ssize_t __wrap_read(int fd, void *bytes, std::size_t size) {
+    return Kernel::owns(fd) ? Kernel::current->read(fd, static_cast<char *>(bytes), size)
+                            : __real_read(fd, bytes, size);
+}
+
+ssize_t __real_write(int fd, const void *bytes, std::size_t size);
+ssize_t __wrap_write(int fd, const void *bytes, std::size_t size) {
+    return Kernel::owns(fd) ? Kernel::current->write(fd, static_cast<const char *>(bytes), size)
+                            : __real_write(fd, bytes, size);
+}
+
+int __real_close(int fd);
+int __wrap_close(int fd) {
+    return Kernel::owns(fd) ? Kernel::current->close(fd) : __real_close(fd);
+}
+
+int __real_fcntl(int fd, int command, long argument);
+int __wrap_fcntl(int fd, int command, long argument) {
+    return Kernel::owns(fd) ? Kernel::current->call(Kernel::fcntlCall, fd)
+                            : __real_fcntl(fd, command, argument);
+}
+
+int __real_getaddrinfo(const char *, const char *, const addrinfo *, addrinfo **);
+int __wrap_getaddrinfo(const char *host, const char *port, const addrinfo *hints, addrinfo **list) {
+    if (!Kernel::current) return __real_getaddrinfo(host, port, hints, list);
+    if (Kernel::current->fails(Kernel::resolveCall)) return EAI_AGAIN;
+    static sockaddr_in four{};
+    static sockaddr_in6 six{};
+    static std::array<addrinfo, 3> found{};  // the last is the first once more
+    four.sin_family = AF_INET;
+    six.sin6_family = AF_INET6;
+    for (std::size_t i = 0; i < found.size(); ++i) {
+        found[i].ai_family = i == 1 ? AF_INET6 : AF_INET;
+        found[i].ai_addr =
+            i == 1 ? reinterpret_cast<sockaddr *>(&six) : reinterpret_cast<sockaddr *>(&four);
+        found[i].ai_addrlen = i == 1 ? sizeof six : sizeof four;
+        found[i].ai_next = i + 1 < found.size() ? &found[i + 1] : nullptr;
+    }
+    *list = found.data();
+    return 0;
+}
+
+void __real_freeaddrinfo(addrinfo *list);
+void __wrap_freeaddrinfo(addrinfo *list) {
+    if (!Kernel::current) __real_freeaddrinfo(list);
+}
+
+// Only the server makes these, and only while there is a kernel.
+int __wrap_socket(int family, int, int) {
+    return Kernel::current->open(Kernel::socketCall, Socket::listener, family);
+}
+int __wrap_bind(int fd, const sockaddr *, socklen_t) {
+    return Kernel::current->call(Kernel::bindCall, fd);
+}
+int __wrap_listen(int fd, int) { return Kernel::current->call(Kernel::listenCall, fd); }
+int __wrap_setsockopt(int fd, int, int, const void *, socklen_t) {
+    check(Kernel::current->at(fd).isOpen, "an option is for an open descriptor");
+    return 0;
+}
+int __wrap_getsockname(int fd, sockaddr *address, socklen_t *) {
+    address->sa_family = static_cast<sa_family_t>(Kernel::current->at(fd).family);
+    reinterpret_cast<sockaddr_in *>(address)->sin_port = htons(4711);  // in both families' place
+    return 0;
+}
+int __wrap_accept4(int fd, sockaddr *address, socklen_t *size, int) {
+    return Kernel::current->accept(fd, address, size);
+}
+int __wrap_pipe2(int *ends, int) { return Kernel::current->pipe(ends); }
+int __wrap_shutdown(int fd, int) { return Kernel::current->shutdown(fd); }
+ssize_t __wrap_recv(int fd, void *bytes, std::size_t size, int) {
+    const iovec piece{bytes, size};
+    return Kernel::current->receive(fd, &piece, 1);
+}
+ssize_t __wrap_recvmsg(int fd, msghdr *message, int) {
+    return Kernel::current->receive(fd, message->msg_iov, message->msg_iovlen);
+}
+ssize_t __wrap_send(int fd, const void *bytes, std::size_t size, int flags) {
+    const iovec piece{const_cast<void *>(bytes), size};
+    return Kernel::current->send(fd, &piece, 1, flags);
+}
+ssize_t __wrap_sendmsg(int fd, const msghdr *message, int flags) {
+    return Kernel::current->send(fd, message->msg_iov, message->msg_iovlen, flags);
+}
+}
+
+#endif
