@@ -28,6 +28,7 @@ headers := server.h config.h user.h
 
 plain := .build/plain
 tested := .build/test
+covered := .build/coverage
 library := $(plain)/lib$(name).a
 examples := $(patsubst %.cpp,%,$(wildcard examples/*.cpp))
 
@@ -40,6 +41,7 @@ ifeq ($(shell uname),Darwin)  # Apple's linker has no --wrap
 black_tests := $(filter-out %/black_faults_test,$(black_tests))
 endif
 tests := $(white_tests) $(black_tests)
+decoder := $(tested)/decoder
 
 # For lint: all that is compiled, and the part that clang-tidy and cppcheck read.
 sources := server.cpp $(wildcard examples/*.cpp tests/*.cpp tests/*/*.cpp)
@@ -110,6 +112,7 @@ $(tested)/tests/white_tests.o: $(tested)/white_tests.cpp
 
 extra =
 $(tests:$(tested)/%=$(tested)/tests/%.o): extra = $(alone)
+$(tested)/tests/differential/decoder.o: extra = $(alone)
 $(tested)/tests/main.o: extra = -fno-sanitize=all
 
 # This one has system calls of its own, which those of the server become: so --wrap has it,
@@ -118,7 +121,7 @@ wrapped := poll recv recvmsg send sendmsg accept4 close shutdown socket bind lis
     getsockname getaddrinfo freeaddrinfo fcntl pipe2 read write sigaction getrlimit setrlimit \
     clock_gettime
 $(tested)/tests/black_faults_test.o: extra =
-$(tested)/black_faults_test: wraps = $(wrapped:%=-Wl,--wrap=%)
+$(tested)/black_faults_test $(covered)/black_faults_test: wraps = $(wrapped:%=-Wl,--wrap=%)
 
 $(library): $(plain)/server.o
 	@rm -f $@
@@ -140,12 +143,43 @@ tested_examples := $(patsubst %,$(tested)/%,$(examples))
 $(tested_examples): %: %.o $(tested)/server.o
 $(white_tests): $(tested)/%: $(tested)/tests/%.o $(tested)/tests/main.o
 $(black_tests): $(tested)/%: $(tested)/tests/%.o $(tested)/tests/main.o $(tested)/server.o
-$(tested_examples) $(tests):
+$(decoder): $(tested)/tests/differential/decoder.o
+$(tested_examples) $(tests) $(decoder):
 	$(call say,link $@)$(link) $(sanitized) $(wraps) $^ $(libs) -o $@
 
 # The chat's page lies beside its program.
 tested_pages := $(addprefix $(tested)/,$(wildcard examples/*.html))
 $(tested_pages): $(tested)/%: %
+	@mkdir -p $(@D) && cp $< $@
+
+# For the coverage: clang++ counts what is reached of server.cpp (also as the white-box tests
+# include it), and of nothing else. No sanitizers.
+covered_black := $(black_tests:$(tested)/%=$(covered)/%)
+covered_examples := $(patsubst %,$(covered)/%,$(examples))
+covered_tests := $(covered)/white_tests $(covered_black)
+covered_cxx = clang++ -std=c++17 -O0 -I. $(CPPFLAGS) $(json_cflags) $(brew_cflags) -pthread \
+    -DEXAMPLES_DIR='"$(covered)/examples"'
+
+$(covered)/%.o: %.cpp .build/flags
+	@mkdir -p $(@D)
+	$(call say,compile $< for the coverage)$(covered_cxx) $(counting) -MMD -MP -c $< -o $@
+
+$(covered)/tests/white_tests.o: $(tested)/white_tests.cpp
+	@mkdir -p $(@D)
+	$(call say,compile tests/white_*_test.cpp for the coverage)$(covered_cxx) $(counting) \
+	    -MMD -MP -c $< -o $@
+
+$(covered)/server.o $(covered)/tests/white_tests.o: counting = -fprofile-instr-generate \
+    -fcoverage-mapping
+$(covered)/white_tests: $(covered)/tests/white_tests.o $(covered)/tests/main.o
+$(covered_black): $(covered)/%: $(covered)/tests/%.o $(covered)/tests/main.o $(covered)/server.o
+$(covered_examples): %: %.o $(covered)/server.o
+$(covered_tests) $(covered_examples):
+	$(call say,link $@)clang++ -fprofile-instr-generate -pthread $(LDFLAGS) $(brew_ldflags) \
+	    $(wraps) $^ $(libs) -o $@
+
+covered_pages := $(addprefix $(covered)/,$(wildcard examples/*.html))
+$(covered_pages): $(covered)/%: %
 	@mkdir -p $(@D) && cp $< $@
 
 -include $(wildcard $(addsuffix .d,$(addprefix .build/*/,* */* */*/*)))
@@ -177,10 +211,13 @@ deps:  ## Installs what is missing to build, run and test
 deps-lint: ## for lint
 deps-install: ## for install-check
 deps-interop: ## for interop
-deps-bench: ## for bench
-deps-valgrind: ## for valgrind
+deps-differential: ## for differential
 deps-fuzz: ## for fuzz
-deps-lint deps-install deps-interop deps-bench deps-valgrind deps-fuzz: deps-%:
+deps-coverage: ## for coverage
+deps-valgrind: ## for valgrind
+deps-bench: ## for bench
+deps_groups := lint install interop differential fuzz coverage valgrind bench
+$(deps_groups:%=deps-%): deps-%:
 	@CXX='$(CXX)' .ci/deps base $*
 
 # --- further checks ---------------------------------------------------------------------
@@ -245,6 +282,24 @@ attack-check: .build/attack $(tested)/attack-server  ## The same, with a sanitiz
 	@tests/attack/run $(tested)/attack-server .build/attack --handshake-seconds=2 \
 	    --close-seconds=1 --ping-seconds=2 --connection-kib=64 --slack-kib=32768 $(ATTACK)
 
+# DIFFERENTIAL='--seed TEXT --cases NUMBER' makes another run of it.
+python = $(shell for p in python3 /usr/bin/python3; do \
+    $$p -c 'import websockets' 2>/dev/null && echo $$p && break; done)
+differential: $(decoder) | deps-differential  ## Random frames for this decoder and for another one
+	@$(or $(python),python3) -B tests/differential/differential.py $(decoder) $(DIFFERENTIAL)
+
+# The profiles are kept apart by what server.o is in them: by itself, or in the white-box tests.
+coverage: | deps-coverage  ## What of server.cpp the tests reach
+	@mkdir -p $(covered) && rm -f $(covered)/*.profraw
+	@$(MAKE) --no-print-directory $(cores) built-coverage
+	@LLVM_PROFILE_FILE='$(CURDIR)/$(covered)/white.%m.profraw' .ci/test $(covered) \
+	    $(covered)/white_tests
+	@LLVM_PROFILE_FILE='$(CURDIR)/$(covered)/black.%m.profraw' .ci/test $(covered) $(covered_black)
+	@tests/coverage/check $(covered) white=$(covered)/white_tests \
+	    black=$(firstword $(covered_black))
+
+built-coverage: $(covered_tests) $(covered_examples) $(covered_pages)
+
 # libFuzzer comes with clang only, and Apple's has none. The targets include ../../server.cpp;
 # the whole server gets its system calls from a kernel in memory.
 FUZZ_SECONDS ?= 60
@@ -303,7 +358,7 @@ help:  ## This list
 
 always:
 .PHONY: all always library examples run test built-tests help clean install uninstall
-.PHONY: deps deps-lint deps-install deps-interop deps-bench deps-valgrind deps-fuzz
+.PHONY: deps $(deps_groups:%=deps-%) differential coverage built-coverage
 .PHONY: fuzz fuzz-replay
 .PHONY: attack attack-check
 .PHONY: lint format-check cppcheck $(compiled) $(tidied) format dropin-check install-check interop

@@ -697,8 +697,7 @@ void WSLoop::failedCall(WSConnection &c, const char *what, int error) {
 // the clocks are to be read, the listeners have rested or the caller wants the turn to
 // end; -1, for ever, if there is none of these.
 int WSLoop::waitAtMost(std::chrono::milliseconds timeout) const {
-    if (!touched_.empty() || !unread_.empty() || !drained_.empty() || !marked_.empty()) return 0;
-    if (stopAsked_) return 0;
+    if (!touched_.empty() || !unread_.empty() || stopAsked_) return 0;  // marked: touched, too
     Milliseconds until = kNever;
     if (timeout.count() >= 0) until = now_ + std::min<Milliseconds>(timeout.count(), kLongest);
     if (!connections_.empty()) until = std::min(until, nextClocks_);
@@ -1025,7 +1024,7 @@ void WSLoop::receivedMessage(WSConnection &c, const MessageReader::Found &found)
 // A ping is answered with its own payload (RFC 6455 5.5.3). While the peer does not take
 // what is queued for it, only the last answer is kept.
 void WSLoop::receivedPing(WSConnection &c, std::string_view payload) {
-    if (c.stalled && c.outbox) c.outbox->pong = payload;
+    if (c.stalled) c.outbox->pong = payload;
     else queueFrame(c, Opcode::pong, payload);
 }
 
@@ -2898,9 +2897,8 @@ std::string encodeClose(int code, std::string_view reason) {
 
 namespace {
 
-// Begins a character; false if none begins so.
+// Begins a character of several bytes; false if none begins so.
 bool Utf8Check::begin(unsigned char lead) {
-    if (lead < 0x80) return true;
     if (lead < 0xC2 || lead > 0xF4) return false;
     missing_ = lead < 0xE0 ? 1 : lead < 0xF0 ? 2 : 3;
     if (lead == 0xE0) low_ = 0xA0;

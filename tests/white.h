@@ -12,7 +12,9 @@
 
 #include <algorithm>
 #include <cstddef>
+#include <cstdlib>
 #include <memory>
+#include <new>
 #include <random>
 #include <string>
 #include <string_view>
@@ -25,13 +27,6 @@
 #endif
 
 #include "../server.cpp"
-
-// The address sanitizer's, by hand: not every system has its header.
-extern "C" {
-int __sanitizer_install_malloc_and_free_hooks(void (*allocated)(const volatile void *, std::size_t),
-                                              void (*freed)(const volatile void *));
-std::size_t __sanitizer_get_allocated_size(const volatile void *block);
-}
 
 // Bytes on the heap, in a buffer of exactly their size: one byte further is a report of
 // the address sanitizer.
@@ -96,23 +91,75 @@ class Chance {
 // The bytes that are allocated now, and the most that were since the last reset().
 class Heap {
   public:
-    static void reset() {
-        static const int installed = __sanitizer_install_malloc_and_free_hooks(allocated, freed);
-        REQUIRE(installed != 0);
-        held_ = most_ = 0;
-    }
+    static void reset();
     static long held() { return held_; }  // since reset(); less than 0 if more was freed
     static long most() { return most_; }
 
-  private:
-    static void allocated(const volatile void *, std::size_t size) {
+    static void grow(std::size_t size) {
         held_ += static_cast<long>(size);
         most_ = std::max(most_, held_);
     }
-    static void freed(const volatile void *block) {
-        if (block != nullptr) held_ -= static_cast<long>(__sanitizer_get_allocated_size(block));
-    }
+    static void shrink(std::size_t size) { held_ -= static_cast<long>(size); }
+
+  private:
     static inline long held_ = 0, most_ = 0;
 };
+
+#if defined(__SANITIZE_ADDRESS__)  // g++'s way to say it
+#define WS_ADDRESS_SANITIZER
+#elif defined(__has_feature)  // clang's
+#if __has_feature(address_sanitizer)
+#define WS_ADDRESS_SANITIZER
+#endif
+#endif
+
+#ifdef WS_ADDRESS_SANITIZER
+
+// The address sanitizer's, by hand: not every system has its header.
+extern "C" {
+int __sanitizer_install_malloc_and_free_hooks(void (*allocated)(const volatile void *, std::size_t),
+                                              void (*freed)(const volatile void *));
+std::size_t __sanitizer_get_allocated_size(const volatile void *block);
+}
+
+inline void Heap::reset() {
+    static const int installed = __sanitizer_install_malloc_and_free_hooks(
+        [](const volatile void *, std::size_t size) { grow(size); },
+        [](const volatile void *block) {
+            if (block != nullptr) shrink(__sanitizer_get_allocated_size(block));
+        });
+    REQUIRE(installed != 0);
+    held_ = most_ = 0;
+}
+
+#else
+
+// Without it (for valgrind, for the coverage) `new` and `delete` are ours, and count. Only one
+// file of a program may include this.
+#ifdef __APPLE__
+#include <malloc/malloc.h>
+inline std::size_t sizeOfBlock(void *block) { return malloc_size(block); }
+#else
+#include <malloc.h>
+inline std::size_t sizeOfBlock(void *block) { return malloc_usable_size(block); }
+#endif
+
+inline void Heap::reset() { held_ = most_ = 0; }
+
+void *operator new(std::size_t size) {
+    void *block = std::malloc(std::max<std::size_t>(size, 1));
+    if (block == nullptr) throw std::bad_alloc();
+    Heap::grow(sizeOfBlock(block));
+    return block;
+}
+
+void operator delete(void *block) noexcept {
+    if (block != nullptr) Heap::shrink(sizeOfBlock(block));
+    std::free(block);
+}
+
+void operator delete(void *block, std::size_t) noexcept { operator delete(block); }
+
+#endif
 
 #endif
