@@ -89,7 +89,7 @@ installing := $(filter deps deps-%,$(MAKECMDGOALS))
 
 # What is compiled depends on this file, which holds the flags, and is written anew
 # only if they change.
-flags = $(cxx) $(link) $(libs) $(sanitized) $(examples_dir) $(alone)
+flags = $(cxx) $(link) $(libs) $(sanitized) $(for_valgrind) $(examples_dir) $(alone)
 .build/flags: always | $(installing)
 	@mkdir -p $(@D)
 	@echo '$(subst ','\'',$(flags))' | cmp -s - $@ || echo '$(subst ','\'',$(flags))' > $@
@@ -104,6 +104,7 @@ $(tested)/%.o: %.cpp .build/flags
 	    -MMD -MP -c $< -o $@
 
 $(tested)/white_tests.cpp: $(white_sources) .build/flags
+	@mkdir -p $(@D)
 	@printf '#include "%s"\n' $(white_sources) > $@
 
 $(tested)/tests/white_tests.o: $(tested)/white_tests.cpp
@@ -146,6 +147,28 @@ $(black_tests): $(tested)/%: $(tested)/tests/%.o $(tested)/tests/main.o $(tested
 $(decoder): $(tested)/tests/differential/decoder.o
 $(tested_examples) $(tests) $(decoder):
 	$(call say,link $@)$(link) $(sanitized) $(wraps) $^ $(libs) -o $@
+
+# Tests for valgrind, without sanitizers. Left out are those that start other programs, or
+# no server at all, and two that take minutes there: they let everything fail in turn.
+memory := .build/valgrind
+for_valgrind := -O1 -g -DUNDER_VALGRIND -pthread
+unfit := %/black_examples_test %/black_readme_test %/black_faults_test %/black_trouble_test
+valgrind_tests := $(patsubst $(tested)/%,$(memory)/%,$(filter-out $(unfit),$(tests)))
+$(memory)/%.o: %.cpp .build/flags
+	@mkdir -p $(@D)
+	$(call say,compile $< for valgrind)$(cxx) $(for_valgrind) $(extra) -MMD -MP -c $< -o $@
+
+$(memory)/tests/white_tests.o: $(tested)/white_tests.cpp
+	@mkdir -p $(@D)
+	$(call say,compile tests/white_*_test.cpp for valgrind)$(cxx) $(for_valgrind) $(alone) \
+	    -MMD -MP -c $< -o $@
+
+$(valgrind_tests:$(memory)/%=$(memory)/tests/%.o): extra = $(alone)
+$(memory)/white_tests: $(memory)/tests/white_tests.o $(memory)/tests/main.o
+$(filter-out %/white_tests,$(valgrind_tests)): $(memory)/%: \
+    $(memory)/tests/%.o $(memory)/tests/main.o $(memory)/server.o
+$(valgrind_tests):
+	$(call say,link $@)$(link) $(for_valgrind) $^ $(libs) -o $@
 
 # The chat's page lies beside its program.
 tested_pages := $(addprefix $(tested)/,$(wildcard examples/*.html))
@@ -300,6 +323,26 @@ coverage: | deps-coverage  ## What of server.cpp the tests reach
 
 built-coverage: $(covered_tests) $(covered_examples) $(covered_pages)
 
+# (Some tests have an operator new of their own, which valgrind shall leave alone.)
+memcheck := valgrind --quiet --error-exitcode=99 --leak-check=full \
+    --show-leak-kinds=definite,possible --errors-for-leak-kinds=definite,possible \
+    --soname-synonyms=somalloc=nouserintercepts --log-file=%q{BASE}.sanitizer.%p
+valgrind: | deps-valgrind  ## The tests once more, under valgrind
+	@mkdir -p $(memory) && rm -f $(memory)/unbuilt
+	@$(MAKE) --no-print-directory -k $(cores) built-valgrind || touch $(memory)/unbuilt
+	@RUN_WITH='$(memcheck)' .ci/test $(memory) $(valgrind_tests)
+
+built-valgrind: $(valgrind_tests)
+
+soak: .build/soak .build/soak-server  ## Clients of all habits for SOAK_SECONDS (300)
+	@.build/soak --server .build/soak-server --seconds $(or $(SOAK_SECONDS),300)
+
+.build/soak: $(plain)/tests/soak/soak.o
+	$(call say,link $@)$(link) $^ -o $@
+
+.build/soak-server: $(plain)/tests/soak/server.o $(plain)/server.o
+	$(call say,link $@)$(link) $^ $(libs) -o $@
+
 # libFuzzer comes with clang only, and Apple's has none. The targets include ../../server.cpp;
 # the whole server gets its system calls from a kernel in memory.
 FUZZ_SECONDS ?= 60
@@ -359,7 +402,7 @@ help:  ## This list
 always:
 .PHONY: all always library examples run test built-tests help clean install uninstall
 .PHONY: deps $(deps_groups:%=deps-%) differential coverage built-coverage
-.PHONY: fuzz fuzz-replay
+.PHONY: fuzz fuzz-replay valgrind built-valgrind soak
 .PHONY: attack attack-check
 .PHONY: lint format-check cppcheck $(compiled) $(tidied) format dropin-check install-check interop
 .DELETE_ON_ERROR:

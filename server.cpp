@@ -2203,6 +2203,7 @@ void Outbox::sent(std::size_t size) {
 
 void Outbox::clear() {
     segments_.resize(1);
+    if (segments_.capacity() > 4) segments_.shrink_to_fit();
     segments_[0].copied.clear();
     if (segments_[0].copied.capacity() > kKeptBytes) segments_[0].copied.shrink_to_fit();
     segments_[0].shared.reset();

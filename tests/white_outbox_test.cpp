@@ -193,6 +193,16 @@ TEST_CASE("a queue takes hardly more memory than the bytes in it") {
     }
 }
 
+TEST_CASE("a queue that was long keeps next to nothing when it is empty") {
+    Heap::reset();
+    Outbox outbox;
+    for (int i = 0; i < 1000; ++i) outbox.append(i % 2 == 0 ? std::string(4096, 'x') : "header");
+    for (int i = 0; i < 1000; ++i) outbox.append(shared("payload"));
+    outbox.sent(outbox.size());
+    const long held = Heap::held();
+    CHECK(held <= 4096 + 512);
+}
+
 TEST_CASE("random use, against a string") {
     Chance chance;
     Outbox outbox;
