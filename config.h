@@ -81,21 +81,23 @@ struct WSBaseConfig {
 
     // Bytes that wait for a user who does not read them. A user whose queue
     // would pass it is disconnected, because losing messages silently is worse.
-    // A single message always fits an empty queue, whatever its size.
+    // A single message always fits an empty queue, whatever its size. It should hold some of
+    // your largest messages.
     std::size_t maxQueuedBytes = 4 * 1024 * 1024;
 
     // While more than this waits for a user, nothing is read from that user, so who
     // sends without reading is slowed down and not served at others' cost; and once all of
-    // it is gone, WebSocketServer::drained() runs. More lets users ask further ahead.
+    // it is gone, WebSocketServer::drained() runs. More lets users ask further ahead. At
+    // most half of maxQueuedBytes counts.
     std::size_t lowMarkBytes = 64 * 1024;
 
     // Depth of arrays and objects in a JSON message; deeper is "not JSON".
     int maxJsonDepth = 64;
 
     // Values in a JSON message, all arrays, objects and what is in them; more is "not JSON".
-    // Each takes about 100 bytes and 0.25 us to parse, however short it was: "[[],[],[], …" of
-    // 1 MiB would hold up everybody for 0.1 s.
-    int maxJsonValues = 65536;
+    // Each takes some 100 bytes and up to 1 us to parse, however short it was: "[[],[],[], …"
+    // of 1 MiB would hold up everybody for 0.1 s and more.
+    int maxJsonValues = 16384;
 
     // --- how long, in seconds (the clocks are read once a second) ------------
 
@@ -129,14 +131,15 @@ struct WSBaseConfig {
     // messages: less means shorter turns and more of them.
     int framesPerTurn = 8192;
 
-    // Seconds for the messages of one user in one turn, hooks included; then the others have
-    // their turn. It only matters if your hooks take long: a message is never cut off.
-    double busySeconds = 0.002;
+    // Seconds in a turn for the messages of all, hooks included; whose messages come later has
+    // only one of them read, and the others in the next turns. It matters if your hooks take
+    // long, or many send much: a message is never cut off. In whole milliseconds.
+    double busySeconds = 0.005;
 
     // Connections accepted in one turn of the loop, from each listener.
     int acceptsPerTurn = 64;
 
-    // Messages from this size on are handed to the kernel from where they are,
+    // Messages from this size on, at least 256 bytes, are handed to the kernel from where they are,
     // shared by all their receivers; smaller ones are copied and joined.
     std::size_t shareBytes = 4 * 1024;
 

@@ -336,7 +336,7 @@ struct WSConnection {
     bool touched = false;       // is in touched_: write() will look at it
     bool marked = false;        // is in marked_: bury() will look at it
     bool readsOn = false;       // is in unread_: its unread bytes can be read in the next turn
-    bool drained = false;       // is in drained_: the hook of that name is to be called
+    bool drainedDue = false;    // is in drained_: the hook of that name is to be called
     bool aboveMark = false;     // more than lowMarkBytes waited, and not all is gone
     bool inputEnded = false;    // the peer has shut down its side
     bool stalled = false;       // the kernel did not take all: waiting for POLLOUT
@@ -410,7 +410,7 @@ struct WSLoop {
     void readInbox(WSConnection &c, char *bytes, std::size_t size);
     void readOn(WSConnection &c);
     std::size_t readFrames(WSConnection &c, char *bytes, std::size_t size);
-    bool mayReadFrame(WSConnection &c, int frames, Milliseconds &start);
+    bool mayReadFrame(WSConnection &c, int frames);
     void received(WSConnection &c, const MessageReader::Found &found);
     bool tooMany(WSConnection &c) const;
     void receivedMessage(WSConnection &c, const MessageReader::Found &found);
@@ -429,6 +429,7 @@ struct WSLoop {
     void flush(WSConnection &c);
     void wrote(WSConnection &c, std::size_t size, bool waited);
     void flushed(WSConnection &c);
+    std::size_t lowMark() const;
     bool isThrottled(const WSConnection &c) const;
     void updateEvents(WSConnection &c);
 
@@ -534,6 +535,7 @@ class Scoped {
 // Buffers go from connection to connection: taken when something is unfinished, given
 // back when it is done. So many are kept: enough for what goes on in one turn.
 constexpr std::size_t kSpareBuffers = 1024;
+constexpr std::size_t kKeptBytes = 4 * 1024;  // of a buffer; more is not kept for the next use
 
 template <class Buffer>
 std::unique_ptr<Buffer> take(std::vector<std::unique_ptr<Buffer>> &spare) {
@@ -600,8 +602,9 @@ void growTo(std::vector<Element> &elements, std::size_t size) {
     if (elements.capacity() < size) elements.reserve(2 * size);
 }
 
-// The lists of connections for which something is to be done: each is in it once at most,
-// which its flag tells. add() has reserved the place.
+// The lists of connections for which something is to be done. A flag tells who is in it: so
+// each is once at most, or twice while a walk has not let go of what it has done. add() has
+// reserved these places.
 void enlist(std::vector<WSConnection *> &list, bool &listed, WSConnection &c) {
     if (!listed) list.push_back(&c);
     listed = true;
@@ -673,7 +676,7 @@ void WSLoop::rest(const char *what, int error) {
     if (now_ - restUntil_ > kClockPeriod)
         log(WSLevel::warning,
             [&] { return std::string("cannot ") + what + ", trying again: " + errorText(error); });
-    restUntil_ = now_ + milliseconds(config_.restSeconds);
+    if (!resting_) restUntil_ = now_ + milliseconds(config_.restSeconds);
     resting_ = true;
 }
 
@@ -767,7 +770,11 @@ void WSLoop::readClocks() {
     for (const auto &c : connections_) guarded(*c, [&] { readClock(*c); });
 }
 
+// (The kernel tells only of much room in its buffer, POLLOUT; who takes a little now and then
+// is alive, too.)
 void WSLoop::readClock(WSConnection &c) {
+    if (c.stalled) flush(c);
+    updateEvents(c);
     switch (c.state) {
     case State::handshaking:
         if (now_ >= c.deadline) answer(c, plainResponse(408, "The request took too long."));
@@ -785,9 +792,11 @@ void WSLoop::readClock(WSConnection &c) {
     }
 }
 
-// Sends a ping after pingSeconds of silence; gives the peer up after as long again.
+// Sends a ping after pingSeconds of silence; gives the peer up after as long again. Who has
+// bytes here that we are reading is not silent: what it answers is behind them.
 void WSLoop::checkAlive(WSConnection &c) {
     const Milliseconds limit = milliseconds(config_.pingSeconds);
+    if (!c.unread.empty() && !isThrottled(c)) return heardOf(c);
     if (limit == 0 || now_ - c.lastByte < limit) return;
     if (!c.pinged) {
         c.pinged = true;
@@ -836,13 +845,14 @@ bool WSLoop::shutdownEnded() {
     return true;
 }
 
-// No hook runs here, and who is being written is touched: the list does not grow.
+// What fails is logged, and console() may send to somebody: that is for the next turn.
 void WSLoop::write() {
-    for (WSConnection *c : touched_) {
-        flush(*c);
-        c->touched = false;
+    const std::size_t count = touched_.size();
+    for (std::size_t i = 0; i < count; ++i) {
+        touched_[i]->touched = false;
+        flush(*touched_[i]);
     }
-    touched_.clear();
+    touched_.erase(touched_.begin(), touched_.begin() + static_cast<std::ptrdiff_t>(count));
 }
 
 // Calls drained() where it is due, and the queue is still empty. What the hooks send may
@@ -851,7 +861,7 @@ void WSLoop::tellDrained() {
     const std::size_t count = drained_.size();
     for (std::size_t i = 0; i < count; ++i) {
         WSConnection &c = *drained_[i];
-        c.drained = false;
+        c.drainedDue = false;
         if (c.queued() > 0) c.aboveMark = true;
         else if (c.state == State::open)
             guarded(c, [&] { callHook(&c, "drained", [&] { server_.callDrained(*c.user); }); });
@@ -954,8 +964,7 @@ std::size_t WSLoop::readFrames(WSConnection &c, char *bytes, std::size_t size) {
     if (!c.reader) c.reader = take(spareReaders_);
     const MessageReader::Limits limits{config_.maxMessageBytes, config_.maxFragments};
     std::size_t used = 0;
-    Milliseconds start = 0;
-    for (int frames = 0; used < size && mayReadFrame(c, frames, start); ++frames) {
+    for (int frames = 0; used < size && mayReadFrame(c, frames); ++frames) {
         MessageReader::Found found;
         const Progress progress = c.reader->read(bytes + used, size - used, limits, found);
         used += progress.answer == Progress::done ? progress.used : size - used;
@@ -967,16 +976,14 @@ std::size_t WSLoop::readFrames(WSConnection &c, char *bytes, std::size_t size) {
     return c.state > State::closing ? size : used;
 }
 
-// Whether another frame may be read in this turn, after so many. The clock is looked at
-// after 1, 2, 4, 8… frames: so busySeconds are overrun at most twice, and a message that
-// comes alone costs no look.
-bool WSLoop::mayReadFrame(WSConnection &c, int frames, Milliseconds &start) {
+// Whether another frame of this connection may be read in this turn, after so many. One may
+// always; others while the turn is younger than busySeconds. The clock is looked at after 1,
+// 2, 4, 8, 16, 24… frames: a message that comes alone costs no look.
+bool WSLoop::mayReadFrame(WSConnection &c, int frames) {
     if (isThrottled(c)) flush(c);
     if (c.state > State::closing || isThrottled(c) || frames >= framesEach_) return false;
-    if (frames == 0 || (frames & (frames - 1)) != 0) return true;
-    const Milliseconds now = monotonicNow();
-    if (frames == 1) start = now;
-    return frames == 1 || now - start < milliseconds(config_.busySeconds);
+    const bool looks = frames < 8 ? (frames & (frames - 1)) == 0 : frames % 8 == 0;
+    return frames == 0 || !looks || monotonicNow() - now_ < milliseconds(config_.busySeconds);
 }
 
 // One message or control frame, or a frame of a message that goes on. While we wait for the
@@ -1001,11 +1008,22 @@ bool WSLoop::tooMany(WSConnection &c) const {
     return ++c.rateCount > config_.maxMessagesPerSecond;
 }
 
+namespace {
+
+// Whether a payload's string can be that of the next one: nobody else has it, and it is not
+// much too large. A queue counts the bytes in a string, not its room.
+bool isReusable(const std::shared_ptr<std::string> &payload, std::size_t size) {
+    return payload.use_count() == 1 && payload->capacity() <= 2 * size + kKeptBytes;
+}
+
+}  // namespace
+
 // Hands a message to the user's hooks. The message's body and payload are used again for the
 // next one, unless somebody kept a copy, or it waits to be sent.
 void WSLoop::receivedMessage(WSConnection &c, const MessageReader::Found &found) {
     if (!body_ || body_.use_count() > 1) body_ = std::make_shared<WSMessage::Body>();
-    if (body_->payload.use_count() > 1) body_->payload = std::make_shared<std::string>();
+    if (!isReusable(body_->payload, found.payload.size()))
+        body_->payload = std::make_shared<std::string>();
     body_->binary = found.opcode == Opcode::binary;
     body_->parsed = false;
     body_->json.reset();
@@ -1014,11 +1032,12 @@ void WSLoop::receivedMessage(WSConnection &c, const MessageReader::Found &found)
     if (found.assembled) *body_->payload = c.reader->take();
     else body_->payload->assign(found.payload);
 
-    WSMessage msg(body_);
     callHook(&c, "process", [&] {
+        WSMessage msg(body_);
         c.user->messageReceived();
         server_.callProcess(*c.user, msg);
     });
+    if (body_.use_count() == 1) body_->json.reset();  // it can be large
 }
 
 // A ping is answered with its own payload (RFC 6455 5.5.3). While the peer does not take
@@ -1122,7 +1141,7 @@ void WSLoop::queueBytes(WSConnection &c, Bytes &&bytes) {
     guarded(c, [&] {
         if (!c.outbox) c.outbox = take(spareOutboxes_);
         c.outbox->append(std::forward<Bytes>(bytes));
-        c.aboveMark = c.aboveMark || c.queued() > config_.lowMarkBytes;
+        c.aboveMark = c.aboveMark || c.queued() > lowMark();
         touch(c);
     });
 }
@@ -1178,7 +1197,7 @@ void WSLoop::wrote(WSConnection &c, std::size_t size, bool waited) {
 // peer lose what is under way (RFC 9112 9.6; RFC 6455 7.1.1 describes the same).
 void WSLoop::flushed(WSConnection &c) {
     if (c.outbox) giveBack(spareOutboxes_, c.outbox);
-    if (std::exchange(c.aboveMark, false)) enlist(drained_, c.drained, c);
+    if (std::exchange(c.aboveMark, false)) enlist(drained_, c.drainedDue, c);
     if (c.state != State::flushing) return;
     ::shutdown(c.fd, SHUT_WR);
     c.state = State::lingering;
@@ -1186,9 +1205,14 @@ void WSLoop::flushed(WSConnection &c) {
     if (c.inputEnded) lose(c, "");
 }
 
+// Half of what may wait, at most: who throttles itself shall not be disconnected for it.
+std::size_t WSLoop::lowMark() const {
+    return std::min(config_.lowMarkBytes, config_.maxQueuedBytes / 2);
+}
+
 // Who does not take what is queued is not read from: it throttles itself.
 bool WSLoop::isThrottled(const WSConnection &c) const {
-    return c.state == State::open && c.queued() > config_.lowMarkBytes;
+    return c.state == State::open && c.queued() > lowMark();
 }
 
 // What poll() shall look for. Who has bytes to be read already needs no poll() for that.
@@ -1288,7 +1312,7 @@ void WSLoop::sayGoodbye(WSConnection &c) {
 void WSLoop::remove(WSConnection &c) {
     if (c.touched) strike(touched_, c);
     if (c.readsOn) strike(unread_, c);
-    if (c.drained) strike(drained_, c);
+    if (c.drainedDue) strike(drained_, c);
     ::close(c.fd);
     const std::size_t slot = c.slot;
     connections_.back()->slot = slot;
@@ -1429,10 +1453,10 @@ void WSLoop::add(int fd, const sockaddr_storage &peer) {
         const std::size_t size = connections_.size() + 1;
         growTo(pollfds_, firstConnection_ + size);
         growTo(connections_, size);
-        growTo(touched_, size);
-        growTo(unread_, size);
-        growTo(drained_, size);
-        growTo(marked_, size);
+        growTo(touched_, 2 * size);
+        growTo(unread_, 2 * size);
+        growTo(drained_, 2 * size);
+        growTo(marked_, 2 * size);
         auto c = std::make_unique<WSConnection>();
         c->fd = fd;
         c->slot = connections_.size();
@@ -1447,12 +1471,15 @@ void WSLoop::add(int fd, const sockaddr_storage &peer) {
 }
 
 // Who is no user holds a descriptor all the same. If there are too many of these, the one
-// whose time is up first goes now.
+// whose time is up first goes now; if need be, also one that still has something to get.
 void WSLoop::makePendingRoom() {
     if (connections_.size() - withUser_ < static_cast<std::size_t>(config_.maxPending)) return;
     WSConnection *oldest = nullptr;
+    const auto goesFirst = [](const WSConnection &a, const WSConnection &b) {
+        return std::make_pair(a.owed > 0, a.deadline) < std::make_pair(b.owed > 0, b.deadline);
+    };
     for (const auto &c : connections_)
-        if (!c->user && c->state != State::dead && (!oldest || c->deadline < oldest->deadline))
+        if (!c->user && c->state != State::dead && (!oldest || goesFirst(*c, *oldest)))
             oldest = c.get();
     if (oldest != nullptr) lose(*oldest, "");
 }
@@ -1618,6 +1645,8 @@ void checkConfig(const WSBaseConfig &config) {
             config.maxJsonDepth, "set 1 to 1000, what a stack holds");
     require(config.maxJsonValues >= 1, "maxJsonValues", config.maxJsonValues, "set at least 1");
     require(config.readBytes >= 1, "readBytes", config.readBytes, "set at least 1");
+    require(config.shareBytes >= 256, "shareBytes", config.shareBytes,
+            "set at least 256: to share costs memory, too");
     require(config.framesPerTurn >= 1, "framesPerTurn", config.framesPerTurn, "set at least 1");
     require(config.acceptsPerTurn >= 1, "acceptsPerTurn", config.acceptsPerTurn, "set at least 1");
     checkSeconds("handshakeSeconds", config.handshakeSeconds, false);
@@ -1890,8 +1919,8 @@ WSBaseUser *WSBaseServer::userInSlot(std::size_t slot) const {
 
 void WSBaseServer::httpRequest(const WSRequest &, WSResponse &) {}
 
-// A terminal that is held, or a pipe that nobody reads, shall not hold up everybody: what it
-// does not take is not printed. (A line is short enough to be taken whole.)
+// A pipe that nobody reads shall not hold up everybody: what it does not take is not printed.
+// (A line is short enough to be taken whole. A terminal may yet hold it up, if it is held.)
 void WSBaseServer::console(WSLevel level, std::string_view text) {
     pollfd out{STDOUT_FILENO, POLLOUT, 0};
     if (::poll(&out, 1, 0) != 1 || out.revents != POLLOUT) return;
@@ -2148,7 +2177,6 @@ namespace {
 // Copied bytes are joined up to this size, then a new segment begins: what is sent can
 // only be freed segment by segment.
 constexpr std::size_t kSegmentBytes = 16 * 1024;
-constexpr std::size_t kKeptBytes = 4 * 1024;  // more is not kept for the next use
 
 // The capacity of a segment is doubled, as that of any string; but so that it comes to its
 // full size exactly, and takes no more memory than it holds.

@@ -143,9 +143,9 @@ class WSBaseServer {
 
     // --- sending -------------------------------------------------------------
     //
-    // All are legal in every hook, and none blocks: what is queued for a user during a
-    // turn of the loop goes out at its end, in order (earlier, if the queue is full). Each receiver gets
-    // preSend() and postSend(), except in a send that one of these two makes.
+    // All are legal in every hook, and none blocks: what is queued for a user during a turn
+    // of the loop goes out at its end, in order (earlier, if the queue is full). Each receiver
+    // gets preSend() and postSend(), except in a send that one of these two makes.
 
     // False if the user is not connected (yet, or any more), or is disconnected now
     // because the message did not fit its queue (WSBaseConfig::maxQueuedBytes).
@@ -196,7 +196,7 @@ class WSBaseServer {
     virtual void httpRequest(const WSRequest &request, WSResponse &response);
 
     // A line for the terminal, without line break; bytes that a terminal might
-    // obey have been replaced. Lines of level `debug` come only if the configuration's
+    // obey have been replaced, and what is longer than 480 bytes was cut. Lines of level `debug` come only if the configuration's
     // `debug` is true. The default prints to standard output.
     virtual void console(WSLevel level, std::string_view text);
 

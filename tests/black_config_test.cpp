@@ -68,6 +68,7 @@ TEST_CASE("A bad field is refused with its name, its value and what to do") {
         {"maxQueuedBytes", "0", [](Config &c) { c.maxQueuedBytes = 0; }},
         {"maxJsonDepth", "0", [](Config &c) { c.maxJsonDepth = 0; }},
         {"maxJsonValues", "0", [](Config &c) { c.maxJsonValues = 0; }},
+        {"shareBytes", "255", [](Config &c) { c.shareBytes = 255; }},
         {"framesPerTurn", "0", [](Config &c) { c.framesPerTurn = 0; }},
         {"busySeconds", "-1", [](Config &c) { c.busySeconds = -1; }},
         {"maxJsonDepth", "100000", [](Config &c) { c.maxJsonDepth = 100'000; }},
@@ -150,10 +151,10 @@ TEST_CASE("Zero is fine where it means no limit") {
     CHECK(complaint<std::exception>([](Config &config) {
               config.maxUsersPerAddress = config.maxMessagesPerSecond = 0;
               config.pingSeconds = config.shutdownSeconds = 0;
-              config.lowMarkBytes = config.shareBytes = 0;
+              config.lowMarkBytes = 0;
               config.uniqueOrigin = {"HTTP://[::1]:8080", "custom-scheme://host"};
           }).empty());
-    Server server([](Config &config) { config.lowMarkBytes = config.shareBytes = 0; });
+    Server server([](Config &config) { config.lowMarkBytes = 0; });
     Peer peer(server);
     for (const char *text : {"", "a", "abc"}) {
         peer.send(frame(kText, text));

@@ -672,6 +672,54 @@ TEST_CASE("What fails for a while makes nobody spin, and nobody is lost") {
     }
 }
 
+namespace {
+
+// Sends what is logged to its first user.
+class Telltale : public Server {
+    using Server::Server;
+    void console(WSLevel, std::string_view text) override {
+        if (userCount() > 0) sendToUser(user(1), std::string(text));
+    }
+};
+
+// One turn of a server, with faults.
+void turnInside(WSBaseServer &server) {
+    const faults::Inside inside;
+    server.turn(1ms);
+}
+
+}  // namespace
+
+TEST_CASE("What the log says of a write that failed may be sent to somebody") {
+    faults::reset();
+    Telltale server([](Config &config) { restShort(config); });
+    std::vector<std::unique_ptr<Peer>> peers;
+    for (int i = 0; i < 6; ++i) peers.push_back(std::make_unique<Peer>(server));
+    CHECK(server.sendToAll("hello") == 6);
+    faults::state.rule = faults::always(faults::kSend, ENOBUFS);
+    turnInside(server);
+    faults::state.rule = {};
+    for (const auto &peer : peers) CHECK(peer->hear() == "text hello");
+    CHECK(has(peers[0]->hear(), "text cannot send"));
+    peers[0]->send(frame(kText, "and on"));
+    CHECK(peers[0]->hear() == "text and on");
+}
+
+TEST_CASE("Who has no memory again and again does not keep the others at rest") {
+    faults::reset([](Call call, std::size_t n) {
+        if (call == faults::kAccept && n == 1) return EMFILE;
+        return call == faults::kSend ? ENOBUFS : faults::kWorks;
+    });
+    Server server([](Config &config) { restShort(config); });
+    const Peer poor(server);
+    const Client newcomer(server);
+    pump(server, "the listeners to wake", [&] {
+        CHECK(server.sendToUser(server.user(1), "x"));
+        turnInside(server);
+        return faults::state.counts[faults::kAccept] > 1;
+    });
+}
+
 TEST_CASE("A storm of signals does not stop the clocks") {
     faults::reset(faults::always(faults::kPoll, faults::kStormy));
     Stage stage([](Config &config) {
@@ -719,6 +767,30 @@ TEST_CASE("A clock that jumps by an hour costs nobody who answers pings") {
         stage.say("/ada", frame(kText, "hello"), 1);
         stage.settle("an echo");
     }
+}
+
+TEST_CASE("Who waits for us to read on is not given up, nor who takes a little now and then") {
+    faults::reset();
+    Server server([](Config &config) { config.framesPerTurn = 1; });
+    Peer eager(server), slow(server, "/", "", 4096);
+    std::string messages;
+    for (int i = 0; i < 100; ++i) messages += frame(kText, "hello");
+    eager.step(messages);
+    slow.appetite = 0;
+    while (server.user(2).backlog() < 3'000'000)
+        server.sendToUser(server.user(2), std::string(500'000, 'x')), server.turn(0ms);
+    server.disconnect(server.user(2));
+    for (int i = 0; i < 20; ++i) {
+        faults::state.skipped += 4;  // pingSeconds is 20, closeSeconds 5
+        slow.appetite = 150'000;     // too little for POLLOUT
+        for (int k = 0; k < 50 && slow.appetite > 0; ++k) slow.receive(), ::usleep(200);
+        slow.appetite = 0;
+        turnInside(server);
+    }
+    CHECK(server.userCount() == 1);
+    CHECK(slow.end.empty());
+    CHECK(slow.input.size() > 2'000'000);
+    for (int i = 0; i < 100; ++i) REQUIRE(eager.hear() == "text hello");
 }
 
 TEST_CASE("A clock that stands still, or goes back by a minute, changes nothing") {

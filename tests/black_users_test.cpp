@@ -282,6 +282,23 @@ TEST_CASE("When maxPending is reached, who has been at it longest makes room") {
     CHECK(server.userCount() == 11);
 }
 
+TEST_CASE("Room is not made of who still has something to get, if there is another one") {
+    Server server([](Config &config) { config.maxPending = 4; });
+    Peer leaving(server, "/", "", 4096);
+    leaving.appetite = 0;
+    CHECK(server.sendToUser(server.user(1), std::string(20'000'000, 'x')));
+    server.disconnect(server.user(1));
+    server.turn(0ms);
+    std::vector<std::unique_ptr<Client>> silent;
+    for (int i = 0; i < 8; ++i) {
+        silent.push_back(std::make_unique<Client>(server));
+        server.turn(20ms);
+    }
+    leaving.appetite = std::string::npos;
+    CHECK(leaving.next().value().payload.size() == 20'000'000);
+    CHECK(leaving.hear() == "close 1000");
+}
+
 // (valgrind's own accept() would take the connection, and drop it.)
 TEST_CASE("Without descriptors the listeners rest, and do not spin" *
           doctest::skip(kUnderValgrind)) {
@@ -345,6 +362,7 @@ TEST_CASE("Of pongs that wait only the last is kept, and it comes at last") {
     const std::string page(20'000'000, 'x');
     CHECK(server.sendToUser(server.user(1), page));
     server.config().lowMarkBytes = page.size() + 1000;  // it is read from nevertheless
+    server.config().maxQueuedBytes = 2 * server.config().lowMarkBytes;
     server.turn(0ms);
     for (const char *payload : {"a", "b", "c"}) peer.step(frame(kPing, payload));
     peer.appetite = std::string::npos;
@@ -394,8 +412,10 @@ TEST_CASE("Nobody keeps the loop from waiting, in whatever state") {
     CHECK(server.sendToIf([](const User &user) { return user.id() > 2; }, page) == 3);
     halfClosed.finish();
     server.config().lowMarkBytes = page.payload().size() + 1000;  // so that its end is read
+    server.config().maxQueuedBytes = 2 * server.config().lowMarkBytes;
     for (int i = 0; i < 30; ++i) server.turn(0ms);
     server.config().lowMarkBytes = Config().lowMarkBytes;
+    server.config().maxQueuedBytes = Config().maxQueuedBytes;
     flooding.trySend(frame(kText, "is not read"));
     int turns = 0;
     for (const auto end = Clock::now() + 200ms; Clock::now() < end; ++turns) server.turn(50ms);
@@ -565,6 +585,35 @@ TEST_CASE("busySeconds bounds how long the hooks of one user hold up the others"
     const int turns = turnsFor(server, repeated(50, frame(kText, "hello")));
     CHECK(turns >= 25);  // the clock is read behind the second
     CHECK(turns <= 52);
+}
+
+TEST_CASE("busySeconds are noticed within eight frames, whatever came before") {
+    Server server([](Config &config) { config.busySeconds = 0.001; });
+    int calls = 0;
+    server.onProcess = [&](User &, WSMessage &) {
+        ++calls;
+        for (const auto end = Clock::now() + 3ms; Clock::now() < end;) {}
+    };
+    Peer peer(server);
+    peer.step(repeated(100, frame(kPong, "")) + repeated(20, frame(kText, "hello")));
+    CHECK(calls <= 8);
+    pump(server, "the others", [&] { return calls == 20; });
+}
+
+TEST_CASE("Who does not read its echoes is slowed down, however small its queue may be") {
+    Server server([](Config &config) { config.maxQueuedBytes = 32 * 1024; });
+    Peer peer(server, "/", "", 4096);
+    peer.appetite = 0;
+    const std::string message = frame(kText, std::string(1000, 'x'));
+    std::size_t sent = 0;
+    for (int stuck = 0; stuck < 50;) {
+        const std::size_t size = peer.trySend(message.substr(sent % message.size())).value();
+        sent += size;
+        stuck = size > 0 ? 0 : stuck + 1;
+        server.turn(0ms);
+    }
+    CHECK(server.userCount() == 1);
+    CHECK(server.user(1).backlog() > 0);
 }
 
 TEST_CASE("What waits to be read is read although nothing more comes, or it is dropped") {

@@ -225,3 +225,15 @@ TEST_CASE("random use, against a string") {
         model.erase(0, size);
     }
 }
+
+TEST_CASE(
+    "a received message's string serves for the next one only if a queue would not pay for it") {
+    const auto payload = std::make_shared<std::string>();
+    CHECK(isReusable(payload, 10));
+    payload->reserve(1'000'000);
+    CHECK(isReusable(payload, 600'000));
+    CHECK_FALSE(isReusable(payload, 5000));
+    const auto other = std::make_shared<std::string>();
+    const auto queued = other;
+    CHECK_FALSE(isReusable(other, 10));
+}
