@@ -793,6 +793,28 @@ TEST_CASE("Who waits for us to read on is not given up, nor who takes a little n
     for (int i = 0; i < 100; ++i) REQUIRE(eager.hear() == "text hello");
 }
 
+TEST_CASE("Who does not read is given up, although its requests wait here") {
+    faults::reset();
+    Server server;
+    server.onProcess = [&](User &user, WSMessage &) {
+        server.sendToUser(user, std::string(300'000, 'x'));
+    };
+    Peer peer(server, "/", "", 4096);
+    peer.appetite = 0;
+    std::string requests;
+    for (int i = 0; i < 200; ++i) requests += frame(kText, "page");
+    peer.step(requests);
+    for (int i = 0; i < 20; ++i) turnInside(server);
+    CHECK(server.user(1).backlog() > 0);
+    for (int i = 0; i < 2; ++i) {
+        CHECK(server.userCount() == 1);
+        faults::state.skipped += 21;  // pingSeconds is 20: it is pinged, then lost
+        turnInside(server);
+    }
+    CHECK(server.userCount() == 0);
+    CHECK(has(joined(server.hooks), "preDisconnect 1 1006"));
+}
+
 TEST_CASE("A clock that stands still, or goes back by a minute, changes nothing") {
     for (const bool back : {false, true}) {
         for (std::size_t when = 2; when < counts()[faults::kClock]; when += 4) {

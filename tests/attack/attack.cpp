@@ -109,7 +109,7 @@ long allowedKiB(const Options &options, const Cost &cost, std::size_t connection
 }
 
 constexpr double kBusyPercent = 25;
-constexpr double kCalm = 3;  // seconds, after which a server has to be done with all
+constexpr double kCalm = 15;  // seconds, after which a server has to be done with all
 
 // How much the server computes while nobody wants anything. It may first finish what the
 // kernel holds for it, so the calmest moment in so many seconds counts. Waiting for a

@@ -32,7 +32,7 @@ struct FuzzConfig : WSBaseConfig {
         maxMessageBytes = 5000;
         maxRequestBytes = 400;
         lowMarkBytes = 256;
-        shareBytes = 200;
+        shareBytes = 256;
         maxUsers = 3;
         acceptsPerTurn = 2;
         handshakeSeconds = closeSeconds = 4;
