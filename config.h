@@ -136,6 +136,11 @@ struct WSBaseConfig {
     // long, or many send much: a message is never cut off. In whole milliseconds.
     double busySeconds = 0.005;
 
+    // How long it may take at most, while others keep the server busy, until somebody is
+    // heard who has been silent: so long is a rotation over the silent ones (see "The loop" in
+    // server.cpp). Less costs more with thousands of them; nobody notices with a hundred.
+    double rotationSeconds = 0.1;
+
     // Connections accepted in one turn of the loop, from each listener.
     int acceptsPerTurn = 64;
 

@@ -387,7 +387,14 @@ struct WSLoop {
     void wakeUp();
     void failedCall(WSConnection &c, const char *what, int error);
     int waitAtMost(std::chrono::milliseconds timeout) const;
+    int pollSome(int wait);
+    void beginRotation();
+    std::size_t sliceSize();
+    void swapSlots(std::size_t a, std::size_t b);
+    void moveToFront(const WSConnection &c);
+    void sendBackSilent();
     void serve(int ready);
+    void serveSlot(std::size_t slot, int &ready);
     void serveConnection(WSConnection &c, short revents);
     template <class Work>
     void guarded(WSConnection &c, Work &&work);
@@ -480,6 +487,18 @@ struct WSLoop {
     std::vector<pollfd> pollfds_;
     std::size_t firstConnection_ = 1;
     std::vector<std::unique_ptr<WSConnection>> connections_;
+
+    // connections_[0, front_) are the front, then come the silent ones: those before looked_
+    // were looked at in this rotation. In this turn: those from slice_ to looked_.
+    std::size_t front_ = 0;
+    std::size_t slice_ = 0;
+    std::size_t looked_ = 0;
+    std::size_t lookedAt_ = 0;      // so many in this rotation, which began with
+    std::size_t rotationSize_ = 0;  // so many silent ones
+    Milliseconds turned_ = 0;       // how far it is
+    Milliseconds lastTurned_ = 0;
+    Milliseconds lastReady_ = 0;           // when anybody was
+    Milliseconds nextSendBack_ = 0;        // when the front is searched for silent ones
     std::vector<WSConnection *> touched_;  // have something to write, or to finish
     std::vector<WSConnection *> unread_;   // can go on reading what is here already
     std::vector<WSConnection *> drained_;  // have nothing queued any more
@@ -501,6 +520,7 @@ struct WSLoop {
     std::vector<std::unique_ptr<MessageReader>> spareReaders_;
     std::vector<std::unique_ptr<Outbox>> spareOutboxes_;
 
+    bool frontWasQuiet_ = false;  // when it was last polled
     bool inTurn_ = false;
     bool inSendHook_ = false;
     bool inConsole_ = false;
@@ -626,6 +646,16 @@ void strike(std::vector<WSConnection *> &list, const WSConnection &c) {
 // rebuilt or searched; bytes are a stream, so one recv() may hold half a message or
 // fifty; nothing is written where it is sent, but once per connection at the turn's end;
 // and nobody is removed in the middle: closing marks, the end of the turn buries.
+//
+// The front and the rotating slice. poll() looks at each descriptor that it is given, in every
+// call: 100 take some 10 us, 10 000 several ms, and a turn that serves a hundred messages
+// would spend nine tenths of its time on who is silent. So those who spoke lately stand in
+// front of the array, and each turn polls them, and beside them, without waiting, a slice of
+// the silent ones, the next slice each turn. The size of the slice is reckoned by time: as
+// many as are due, so that nobody waits for longer than rotationSeconds, whatever their number
+// and the load, and it costs no more than it must. Who is found to speak moves to the front,
+// who has been silent for that time moves back: a swap each. When nobody at all was ready
+// for that time, one poll() sleeps over all of them.
 // ============================================================================
 
 void WSLoop::run() {
@@ -643,7 +673,7 @@ bool WSLoop::turn(std::chrono::milliseconds timeout) {
 
     // 2. Poll. EINTR is an ordinary end of waiting. After another failure nobody is known
     //    to be ready, nor to be silent: the clocks are not read either.
-    const int ready = ::poll(pollfds_.data(), static_cast<nfds_t>(pollfds_.size()), wait);
+    const int ready = pollSome(wait);
     const int error = ready < 0 ? errno : 0;
     now_ = std::max(now_, monotonicNow());
 
@@ -652,6 +682,7 @@ bool WSLoop::turn(std::chrono::milliseconds timeout) {
     if (error == 0 || error == EINTR) readClocks();
     else pollFailed(error);
     heedStop();
+    sendBackSilent();
 
     // 4. Write: one send for each connection that has something queued.
     write();
@@ -661,6 +692,83 @@ bool WSLoop::turn(std::chrono::milliseconds timeout) {
     bury();
 
     return !shutdownEnded();
+}
+
+namespace {
+
+constexpr std::size_t kFewSilent = 64;  // are looked at in one go: that is cheaper than two calls
+
+}  // namespace
+
+// poll() for the front and for a slice of the silent ones; or for all, if they are few, or
+// nobody was ready for so long that it may sleep. Gives what poll() gives.
+int WSLoop::pollSome(int wait) {
+    const bool sleeps = now_ - lastReady_ > milliseconds(config_.rotationSeconds);
+    if (sleeps || connections_.size() - front_ <= kFewSilent) {
+        slice_ = front_;
+        looked_ = connections_.size();
+        return ::poll(pollfds_.data(), static_cast<nfds_t>(pollfds_.size()), wait);
+    }
+    if (looked_ == connections_.size()) beginRotation();
+    slice_ = looked_;
+    const std::size_t size = sliceSize();
+    const int ready =
+        ::poll(pollfds_.data(), static_cast<nfds_t>(firstConnection_ + front_), wait == 0 ? 0 : 1);
+    frontWasQuiet_ = ready == 0;
+    if (ready < 0 || size == 0) return ready;
+    const int found =
+        ::poll(pollfds_.data() + firstConnection_ + slice_, static_cast<nfds_t>(size), 0);
+    if (found < 0) return found;
+    looked_ += size;
+    lookedAt_ += size;
+    return ready + found;
+}
+
+void WSLoop::beginRotation() {
+    looked_ = front_;
+    lookedAt_ = 0;
+    rotationSize_ = connections_.size() - front_;
+    turned_ = 0;
+    lastTurned_ = now_;
+}
+
+// How many of the silent ones are due to be looked at, by the time that this rotation has
+// taken. A rotation takes half of rotationSeconds, for a swap can carry somebody from the
+// beginning of one to the end of the next. While the front is quiet there is time for more.
+std::size_t WSLoop::sliceSize() {
+    const Milliseconds rotation =
+        std::max<Milliseconds>(milliseconds(config_.rotationSeconds) / 2, 1);
+    turned_ += (now_ - std::exchange(lastTurned_, now_)) * (frontWasQuiet_ ? 2 : 1);
+    const std::size_t left = connections_.size() - looked_;
+    if (turned_ >= rotation) return left;
+    const std::size_t due =
+        rotationSize_ * static_cast<std::size_t>(turned_) / static_cast<std::size_t>(rotation);
+    return std::min(left, due - std::min(due, lookedAt_));
+}
+
+void WSLoop::swapSlots(std::size_t a, std::size_t b) {
+    std::swap(connections_[a], connections_[b]);
+    std::swap(pollfds_[firstConnection_ + a], pollfds_[firstConnection_ + b]);
+    connections_[a]->slot = a;
+    connections_[b]->slot = b;
+}
+
+void WSLoop::moveToFront(const WSConnection &c) {
+    if (c.slot < front_) return;
+    swapSlots(c.slot, front_++);
+    looked_ = std::max(looked_, front_);
+}
+
+// Once in a rotation: who has been silent for so long leaves the front. Not who waits to be
+// sent more: POLLOUT shall be seen at once.
+void WSLoop::sendBackSilent() {
+    if (now_ < nextSendBack_) return;
+    const Milliseconds rotation = milliseconds(config_.rotationSeconds);
+    nextSendBack_ = now_ + rotation;
+    for (std::size_t i = front_; i-- > 0;) {
+        const WSConnection &c = *connections_[i];
+        if (now_ - c.lastByte > rotation && !c.stalled) swapSlots(i, --front_);
+    }
 }
 
 // poll() itself fails: no memory, or the limit of open files is below what is open.
@@ -713,8 +821,9 @@ int WSLoop::waitAtMost(std::chrono::milliseconds timeout) const {
 // The wake pipe, the listeners, those who have something left to be read, then each ready
 // connection. Those that are accepted here are appended, and not ready before the next turn.
 void WSLoop::serve(int ready) {
-    const std::size_t left = unread_.size();
+    const std::size_t left = unread_.size(), front = front_, before = connections_.size();
     framesEach_ = std::max(config_.framesPerTurn / std::max(ready + static_cast<int>(left), 1), 1);
+    if (ready > 0) lastReady_ = now_;
     if (ready > 0 && pollfds_[0].revents != 0) readWakePipe(), --ready;
     for (std::size_t i = 1; i < firstConnection_ && ready > 0; ++i)
         if (pollfds_[i].revents != 0) connect(pollfds_[i].fd), --ready;
@@ -724,12 +833,20 @@ void WSLoop::serve(int ready) {
         guarded(c, [&] { readOn(c); });
     }
     unread_.erase(unread_.begin(), unread_.begin() + static_cast<std::ptrdiff_t>(left));
-    for (std::size_t i = 0; i < connections_.size() && ready > 0; ++i) {
-        const short revents = pollfds_[firstConnection_ + i].revents;
-        if (revents == 0) continue;
-        --ready;
-        serveConnection(*connections_[i], revents);
-    }
+    for (std::size_t i = 0; i < front && ready > 0; ++i) serveSlot(i, ready);
+    for (std::size_t i = slice_; i < looked_ && ready > 0; ++i) serveSlot(i, ready);
+    for (std::size_t i = before; i < connections_.size(); ++i) moveToFront(*connections_[i]);
+}
+
+// Whoever is ready moves to the front. What was there is swapped into its slot: somebody
+// who is behind the front, and before this slot, and so has been served already.
+void WSLoop::serveSlot(std::size_t slot, int &ready) {
+    const short revents = pollfds_[firstConnection_ + slot].revents;
+    if (revents == 0) return;
+    --ready;
+    WSConnection &c = *connections_[slot];
+    serveConnection(c, revents);
+    moveToFront(c);
 }
 
 void WSLoop::serveConnection(WSConnection &c, short revents) {
@@ -849,8 +966,10 @@ bool WSLoop::shutdownEnded() {
 void WSLoop::write() {
     const std::size_t count = touched_.size();
     for (std::size_t i = 0; i < count; ++i) {
-        touched_[i]->touched = false;
-        flush(*touched_[i]);
+        WSConnection &c = *touched_[i];
+        c.touched = false;
+        flush(c);
+        if (c.stalled) moveToFront(c);  // POLLOUT shall be seen at once
     }
     touched_.erase(touched_.begin(), touched_.begin() + static_cast<std::ptrdiff_t>(count));
 }
@@ -1308,17 +1427,18 @@ void WSLoop::sayGoodbye(WSConnection &c) {
     --withUser_;
 }
 
-// The one place that closes a connection's socket. The last connection takes its slot.
+// The one place that closes a connection's socket. Its place is handed on to the end of the
+// front, from there to the end of those that were looked at, then to the last one, so that
+// each of the others stays on its side.
 void WSLoop::remove(WSConnection &c) {
     if (c.touched) strike(touched_, c);
     if (c.readsOn) strike(unread_, c);
     if (c.drainedDue) strike(drained_, c);
     ::close(c.fd);
-    const std::size_t slot = c.slot;
-    connections_.back()->slot = slot;
-    std::swap(connections_[slot], connections_.back());
+    if (c.slot < front_) swapSlots(c.slot, --front_);
+    if (c.slot < looked_) swapSlots(c.slot, --looked_);
+    swapSlots(c.slot, connections_.size() - 1);
     connections_.pop_back();
-    pollfds_[firstConnection_ + slot] = pollfds_.back();
     pollfds_.pop_back();
 }
 
@@ -1655,6 +1775,7 @@ void checkConfig(const WSBaseConfig &config) {
     checkSeconds("shutdownSeconds", config.shutdownSeconds, true);
     checkSeconds("restSeconds", config.restSeconds, false);
     checkSeconds("busySeconds", config.busySeconds, true);
+    checkSeconds("rotationSeconds", config.rotationSeconds, false);
     for (const std::string &protocol : config.protocols)
         if (!isToken(protocol))
             reject("protocols", quoted(protocol), "a subprotocol is a token, such as \"chat.v1\"");

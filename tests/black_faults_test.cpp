@@ -11,6 +11,7 @@
 
 #include <map>
 #include <memory>
+#include <random>
 
 using namespace black;
 using faults::Call;
@@ -813,6 +814,124 @@ TEST_CASE("Who does not read is given up, although its requests wait here") {
     }
     CHECK(server.userCount() == 0);
     CHECK(has(joined(server.hooks), "preDisconnect 1 1006"));
+}
+
+namespace {
+
+// A server with one busy user and many silent ones, and a clock that moves a second in each
+// turn: a rotation over all silent ones takes a hundred turns.
+class Hall {
+  public:
+    explicit Hall(int many) : server_(slowRotation), busy_(server_) {
+        for (int i = 0; i < many; ++i) silent.push_back(std::make_unique<Peer>(server_));
+        server_.onProcess = [this](User &user, WSMessage &) { heard[user.id()] = turn_; };
+        for (int i = 0; i < 250; ++i) turn();  // until they have been silent for long
+    }
+
+    void turn() {
+        ++turn_;
+        ++faults::state.skipped;
+        busy_.send(frame(kText, "busy"));
+        turnInside(server_);
+    }
+    int turns() const { return turn_; }
+    Server &server() { return server_; }
+
+    std::vector<std::unique_ptr<Peer>> silent;  // user i + 2
+    std::map<std::uint64_t, int> heard;         // the turn in which a user was last heard
+
+  private:
+    static void slowRotation(Config &config) {
+        config.rotationSeconds = 100;
+        config.pingSeconds = 0;
+    }
+
+    Server server_;
+    Peer busy_;
+    int turn_ = 0;
+};
+
+}  // namespace
+
+TEST_CASE("Who has been silent is heard within a rotation, while another one is always busy") {
+    faults::reset();
+    Hall hall(300);
+    REQUIRE((*hall.server().users().begin()).id() == 1);  // the front is the busy one
+    const int start = hall.turns();
+    for (const auto &peer : hall.silent) peer->send(frame(kText, "I am here"));
+    int atOnce = 0;
+    for (int i = 0; i < 101; ++i) {
+        hall.turn();
+        CHECK(hall.heard[1] == hall.turns());  // the busy one is served in each turn
+        if (i < 5) atOnce = static_cast<int>(hall.heard.size()) - 1;
+    }
+    CHECK(hall.heard.size() == 301);
+    CHECK(atOnce > 0);
+    CHECK(atOnce < 50);  // it was a rotation, slice by slice
+    for (const auto &entry : hall.heard) CHECK(entry.second > start);
+
+    // Who spoke lately is in front, and heard at once; until it has been silent for long.
+    hall.silent[7]->send(frame(kText, "once more"));
+    hall.turn();
+    CHECK(hall.heard[9] == hall.turns());
+    for (int i = 0; i < 250; ++i) hall.turn();
+    CHECK((*hall.server().users().begin()).id() == 1);
+    hall.silent[7]->send(frame(kText, "and again"));
+    hall.turn();
+    hall.turn();
+    CHECK(hall.heard[9] < hall.turns() - 1);
+}
+
+TEST_CASE("Whoever comes and goes on the way, no rotation passes over anybody") {
+    for (unsigned seed = 1; seed <= 5; ++seed) {
+        CAPTURE(seed);
+        faults::reset();
+        Hall hall(200);
+        std::mt19937 chance(seed);
+        std::map<std::size_t, int> spoke;  // who waits to be heard, and since when
+        for (int i = 0; i < 300; ++i) {
+            const std::size_t one = chance() % 200, other = chance() % 200;
+            if (hall.silent[one] && spoke.count(one) == 0) hall.silent[one].reset();
+            if (hall.silent[other] && spoke.count(other) == 0) {
+                hall.silent[other]->send(frame(kText, "I am here"));
+                spoke[other] = hall.turns();
+            }
+            hall.turn();
+            for (auto entry = spoke.begin(); entry != spoke.end();) {
+                const auto heard = hall.heard.find(entry->first + 2);
+                const bool done = heard != hall.heard.end() && heard->second > entry->second;
+                CHECK((done || hall.turns() - entry->second <= 101));
+                entry = done ? spoke.erase(entry) : std::next(entry);
+            }
+        }
+    }
+}
+
+TEST_CASE("A rotation goes on whoever is buried in it, and however poll() is interrupted") {
+    faults::reset();
+    Hall hall(200);
+    Server &server = hall.server();
+    for (int i = 0; i < 5; ++i) {
+        User *last = nullptr;
+        for (User &user : server.users()) last = &user;
+        hall.silent[static_cast<std::size_t>(last->id() - 2)]->reset();
+        hall.silent[static_cast<std::size_t>(last->id() - 2)].reset();
+        server.sendToUser(*last, "is it still there?");  // which finds that it is not
+        hall.turn();
+    }
+    CHECK(server.userCount() == 196);
+    std::mt19937 chance(1);
+    faults::state.rule = [&](Call call, std::size_t) {
+        return call == faults::kPoll && chance() % 3 == 0 ? EINTR : faults::kWorks;
+    };
+    for (const auto &peer : hall.silent)
+        if (peer) peer->send(frame(kText, "I am here"));
+    for (int i = 0; i < 250; ++i) {
+        hall.turn();
+        const faults::Inside inside;
+        server.turn(0ms);
+    }
+    CHECK(hall.heard.size() == 196);
 }
 
 TEST_CASE("A clock that stands still, or goes back by a minute, changes nothing") {

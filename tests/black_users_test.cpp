@@ -510,6 +510,20 @@ TEST_CASE("drained() can send a stream of any length, piece by piece") {
     CHECK(pieces == 301);
 }
 
+TEST_CASE("With hundreds of silent users the loop sleeps, too, and hears whoever speaks") {
+    Server server([](Config &config) { config.rotationSeconds = 0.02; });
+    std::vector<std::unique_ptr<Peer>> peers;
+    for (int i = 0; i < 200; ++i) peers.push_back(std::make_unique<Peer>(server));
+    for (const auto end = Clock::now() + 100ms; Clock::now() < end;) server.turn(5ms);
+    int turns = 0;
+    for (const auto end = Clock::now() + 200ms; Clock::now() < end; ++turns) server.turn(50ms);
+    CHECK(turns < 15);
+    for (const auto &peer : peers) {
+        peer->send(frame(kText, "hello"));
+        CHECK(peer->hear() == "text hello");
+    }
+}
+
 TEST_CASE("Who does not read at all has closeSeconds to take what is queued") {
     Server server([](Config &config) { config.closeSeconds = 0.2; });
     Peer stuck(server, "/", "", 4096);
