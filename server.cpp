@@ -152,6 +152,10 @@ std::string fieldValue(const RequestHead &head, std::string_view name);
 std::vector<std::string_view> splitList(std::string_view list, char separator);
 std::string decodePercent(std::string_view text);
 
+// --- JSON (section 8) ---
+
+constexpr int kMaxJsonDepth = 1000;  // what a stack holds: jsoncpp calls itself for each level
+
 // --- frames and messages (sections 11 to 13) ---
 
 // Close codes of our own (RFC 6455 7.4.1).
@@ -1761,7 +1765,7 @@ void checkConfig(const WSBaseConfig &config) {
             "set at least 1");
     require(config.maxFragments >= 1, "maxFragments", config.maxFragments, "set at least 1");
     require(config.maxQueuedBytes >= 1, "maxQueuedBytes", config.maxQueuedBytes, "set at least 1");
-    require(config.maxJsonDepth >= 1 && config.maxJsonDepth <= 1000, "maxJsonDepth",
+    require(config.maxJsonDepth >= 1 && config.maxJsonDepth <= kMaxJsonDepth, "maxJsonDepth",
             config.maxJsonDepth, "set 1 to 1000, what a stack holds");
     require(config.maxJsonValues >= 1, "maxJsonValues", config.maxJsonValues, "set at least 1");
     require(config.readBytes >= 1, "readBytes", config.readBytes, "set at least 1");
@@ -2060,16 +2064,37 @@ void WSBaseServer::console(WSLevel level, std::string_view text) {
 
 namespace {
 
-// Compact, and UTF-8 as it is: without that setting each umlaut would take six bytes. A
-// stream that has no memory left would end in the middle and not say so, if it may.
+// jsoncpp's reader and writer. To make them takes ten times as long as to use them once for a
+// short message, so each thread keeps a pair.
+struct JsonTools {
+    std::unique_ptr<Json::CharReader> reader;
+    std::unique_ptr<Json::StreamWriter> writer;
+
+    // The reader is strict. The writer is compact, and leaves UTF-8 as it is: without that
+    // setting each umlaut would take six bytes.
+    JsonTools() {
+        Json::CharReaderBuilder readers;
+        Json::CharReaderBuilder::strictMode(&readers.settings_);
+        readers["skipBom"] = false;
+        readers["stackLimit"] = kMaxJsonDepth + 1;
+        reader.reset(readers.newCharReader());
+        Json::StreamWriterBuilder writers;
+        writers["indentation"] = "";
+        writers["emitUTF8"] = true;
+        writer.reset(writers.newStreamWriter());
+    }
+};
+
+JsonTools &jsonTools() {
+    thread_local JsonTools tools;
+    return tools;
+}
+
+// A stream that has no memory left would end in the middle and not say so, if it may.
 std::string writeJson(const Json::Value &json) {
-    Json::StreamWriterBuilder builder;
-    builder["indentation"] = "";
-    builder["emitUTF8"] = true;
-    const std::unique_ptr<Json::StreamWriter> writer(builder.newStreamWriter());
     std::ostringstream text;
     text.exceptions(std::ios::badbit);
-    writer->write(json, &text);
+    jsonTools().writer->write(json, &text);
     return text.str();
 }
 
@@ -2157,15 +2182,10 @@ bool isStrictJson(std::string_view text, int maxDepth, int maxValues) {
 // Strict JSON: one array or object and nothing else. Null for all that is not.
 std::unique_ptr<Json::Value> parseJson(const std::string &text, int maxDepth, int maxValues) {
     if (!isStrictJson(text, maxDepth, maxValues)) return nullptr;
-    Json::CharReaderBuilder builder;
-    Json::CharReaderBuilder::strictMode(&builder.settings_);
-    builder["skipBom"] = false;
-    builder["stackLimit"] = maxDepth + 1;
     try {
         auto json = std::make_unique<Json::Value>();
-        const std::unique_ptr<Json::CharReader> reader(builder.newCharReader());
-        const bool fine =
-            reader->parse(text.data(), text.data() + text.size(), json.get(), nullptr);
+        const bool fine = jsonTools().reader->parse(text.data(), text.data() + text.size(),
+                                                    json.get(), nullptr);
         return fine && (json->isObject() || json->isArray()) ? std::move(json) : nullptr;
     } catch (const Json::Exception &) {
         return nullptr;
