@@ -191,9 +191,9 @@ struct FrameHeader {
 };
 
 Progress parseFrameHeader(std::string_view bytes, FrameHeader &header);
-std::string_view encodeFrameHeader(std::array<char, kMaxFrameHeader> &out, Opcode opcode,
-                                   std::uint64_t length);
-void unmask(char *payload, std::size_t size, const std::array<unsigned char, 4> &key,
+std::size_t frameHeaderSize(std::uint64_t length);
+char *encodeFrameHeader(char *out, Opcode opcode, std::uint64_t length);
+void unmask(char *payload, std::size_t size, std::array<unsigned char, 4> key,
             std::uint64_t offset);
 
 struct ClosePayload {
@@ -211,14 +211,12 @@ bool isCloseCode(int code);
 // text cannot become valid any more.
 class Utf8Check {
   public:
-    bool feed(std::string_view piece);               // false: it is invalid, do not go on
-    bool complete() const { return missing_ == 0; }  // not in the middle of a character
+    bool feed(std::string_view piece);  // false: it is invalid, do not go on
+    bool complete() const { return state_ == kBetween; }  // not in the middle of a character
 
   private:
-    bool begin(unsigned char lead);
-
-    std::uint8_t missing_ = 0;               // continuation bytes to come
-    std::uint8_t low_ = 0x80, high_ = 0xBF;  // the range of the next one
+    static constexpr std::uint8_t kBetween = 6;  // see section 14
+    std::uint8_t state_ = kBetween;
 };
 
 bool isUtf8(std::string_view text);
@@ -298,6 +296,7 @@ constexpr std::size_t kMaxPieces = 64;  // for one system call; Linux, BSD and m
 class Outbox {
   public:
     void append(std::string_view bytes);                      // copies them
+    char *extend(std::size_t size);                           // these are the caller's to fill
     void append(std::shared_ptr<const std::string> payload);  // shares it
     std::size_t size() const { return size_; }
 
@@ -311,9 +310,13 @@ class Outbox {
 
   private:
     struct Segment {
-        std::string copied;
+        std::unique_ptr<char[]> copied;
+        std::size_t size = 0, capacity = 0;
         std::shared_ptr<const std::string> shared;  // or this, if it is set
-        std::string_view bytes() const { return shared ? *shared : copied; }
+        std::string_view bytes() const {
+            return shared ? *shared : std::string_view(copied.get(), size);
+        }
+        void reserve(std::size_t wanted);
     };
     std::vector<Segment> segments_;
     std::size_t first_ = 0;   // segments before it are sent
@@ -432,10 +435,12 @@ struct WSLoop {
     // Sending (section 4)
     bool sendToUser(WSBaseUser &user, const WSMessage &msg);
     int sendToAllBut(const WSBaseUser *user, const WSMessage &msg);
+    bool send(WSBaseUser &user, const WSMessage &msg, WSMessage &own);
     bool queueMessage(WSConnection &c, const WSMessage &msg);
     void queueFrame(WSConnection &c, Opcode opcode, std::string_view payload);
-    template <class Bytes>
-    void queueBytes(WSConnection &c, Bytes &&bytes);
+    void queueShared(WSConnection &c, Opcode opcode, std::shared_ptr<const std::string> payload);
+    template <class Append>
+    void queue(WSConnection &c, Append &&append);
     void touch(WSConnection &c);
     void flush(WSConnection &c);
     void wrote(WSConnection &c, std::size_t size, bool waited);
@@ -1155,11 +1160,12 @@ void WSLoop::receivedMessage(WSConnection &c, const MessageReader::Found &found)
     if (found.assembled) *body_->payload = c.reader->take();
     else body_->payload->assign(found.payload);
 
+    WSMessage msg(std::move(body_));
     callHook(&c, "process", [&] {
-        WSMessage msg(body_);
         c.user->messageReceived();
         server_.callProcess(*c.user, msg);
     });
+    body_ = std::move(msg.body_);
     if (body_.use_count() == 1) body_->json.reset();  // it can be large
 }
 
@@ -1201,27 +1207,35 @@ void WSLoop::endOfInput(WSConnection &c) {
 // ============================================================================
 
 bool WSLoop::sendToUser(WSBaseUser &user, const WSMessage &msg) {
-    WSConnection *c = user.connection_;
-    if (c == nullptr || c->state != State::open) return false;
-    if (inSendHook_) return queueMessage(*c, msg);
-
-    const Scoped sending(inSendHook_, true);
     WSMessage own = msg;
-    callHook(c, "preSend", [&] { server_.callPreSend(user, own); });
-    if (!queueMessage(*c, own)) return false;
-    callHook(c, "postSend", [&] { server_.callPostSend(user, own); });
-    return true;
+    return send(user, msg, own);
 }
 
 // To all, if `user` is null. Nobody comes or goes in connections_ on the way: users are
 // added and removed between hooks only.
 int WSLoop::sendToAllBut(const WSBaseUser *user, const WSMessage &msg) {
+    WSMessage own = msg;
     int sent = 0;
     for (const auto &connection : connections_) {
         WSBaseUser *receiver = connection->user.get();
-        if (receiver != nullptr && receiver != user && sendToUser(*receiver, msg)) ++sent;
+        if (receiver != nullptr && receiver != user && send(*receiver, msg, own)) ++sent;
     }
     return sent;
+}
+
+// Queues a message with the hooks around it. `own` is the copy that preSend() may change for
+// this receiver; afterwards it is as `msg` again, for the next one.
+bool WSLoop::send(WSBaseUser &user, const WSMessage &msg, WSMessage &own) {
+    WSConnection *c = user.connection_;
+    if (c == nullptr || c->state != State::open) return false;
+    if (inSendHook_) return queueMessage(*c, msg);
+
+    const Scoped sending(inSendHook_, true);
+    callHook(c, "preSend", [&] { server_.callPreSend(user, own); });
+    const bool queued = queueMessage(*c, own);
+    if (queued) callHook(c, "postSend", [&] { server_.callPostSend(user, own); });
+    if (own.body_ != msg.body_) own = msg;
+    return queued;
 }
 
 // Queues one data frame; we never fragment, for a frame can have any length (RFC 6455
@@ -1241,29 +1255,35 @@ bool WSLoop::queueMessage(WSConnection &c, const WSMessage &msg) {
         return false;
     }
     const Opcode opcode = body->binary ? Opcode::binary : Opcode::text;
-    if (size < config_.shareBytes) {
-        queueFrame(c, opcode, *body->payload);
-    } else {
-        std::array<char, kMaxFrameHeader> header;
-        queueBytes(c, encodeFrameHeader(header, opcode, size));
-        queueBytes(c, std::shared_ptr<const std::string>(body->payload));
-    }
+    if (size < config_.shareBytes) queueFrame(c, opcode, *body->payload);
+    else queueShared(c, opcode, body->payload);
     return c.state == State::open;
 }
 
 // Queues a frame whose payload is copied.
 void WSLoop::queueFrame(WSConnection &c, Opcode opcode, std::string_view payload) {
-    std::array<char, kMaxFrameHeader> header;
-    queueBytes(c, encodeFrameHeader(header, opcode, payload.size()));
-    queueBytes(c, payload);
+    queue(c, [&](Outbox &outbox) {
+        char *const frame = outbox.extend(frameHeaderSize(payload.size()) + payload.size());
+        std::copy_n(payload.data(), payload.size(),
+                    encodeFrameHeader(frame, opcode, payload.size()));
+    });
 }
 
-// Queues bytes, copied or shared. Who can not have the memory for it is lost.
-template <class Bytes>
-void WSLoop::queueBytes(WSConnection &c, Bytes &&bytes) {
+// Queues a frame whose payload is shared.
+void WSLoop::queueShared(WSConnection &c, Opcode opcode,
+                         std::shared_ptr<const std::string> payload) {
+    queue(c, [&](Outbox &outbox) {
+        encodeFrameHeader(outbox.extend(frameHeaderSize(payload->size())), opcode, payload->size());
+        outbox.append(std::move(payload));
+    });
+}
+
+// Queues what `append` puts into the queue. Who can not have the memory for it is lost.
+template <class Append>
+void WSLoop::queue(WSConnection &c, Append &&append) {
     guarded(c, [&] {
         if (!c.outbox) c.outbox = take(spareOutboxes_);
-        c.outbox->append(std::forward<Bytes>(bytes));
+        append(*c.outbox);
         c.aboveMark = c.aboveMark || c.queued() > lowMark();
         touch(c);
     });
@@ -1681,7 +1701,7 @@ void WSLoop::welcome(WSConnection &c, const std::string &response, const std::st
     c.state = State::open;
     ++userCount_;
     ++withUser_;
-    queueBytes(c, response);
+    queue(c, [&](Outbox &outbox) { outbox.append(response); });
     log(WSLevel::debug, [&] { return nameOf(c) + " came: " + c.user->request().path(); });
     callHook(&c, "postConnect", [&] { server_.callPostConnect(*c.user, c.fd); });
 }
@@ -1718,8 +1738,10 @@ void WSLoop::answerPlain(WSConnection &c) {
 void WSLoop::answer(WSConnection &c, const WSResponse &response, bool withBody) {
     log(WSLevel::debug,
         [&] { return c.address + " was answered " + std::to_string(response.status); });
-    queueBytes(c, std::make_shared<const std::string>(
-                      encodeResponse(response, std::time(nullptr), withBody)));
+    queue(c, [&](Outbox &outbox) {
+        outbox.append(std::make_shared<const std::string>(
+            encodeResponse(response, std::time(nullptr), withBody)));
+    });
     end(c, 0, {}, State::flushing);
 }
 
@@ -2319,23 +2341,33 @@ namespace {
 // only be freed segment by segment.
 constexpr std::size_t kSegmentBytes = 16 * 1024;
 
-// The capacity of a segment is doubled, as that of any string; but so that it comes to its
-// full size exactly, and takes no more memory than it holds.
-std::size_t capacityFor(std::size_t size) {
-    std::size_t capacity = kSegmentBytes / 64;
-    while (capacity < std::min(size, kSegmentBytes)) capacity *= 2;
-    return std::max(capacity, size);
+// The capacity of a segment is doubled, so that it comes to its full size exactly, and takes
+// no more memory than it holds.
+void Outbox::Segment::reserve(std::size_t wanted) {
+    if (wanted <= capacity) return;
+    std::size_t larger = kSegmentBytes / 64;
+    while (larger < std::min(wanted, kSegmentBytes)) larger *= 2;
+    larger = std::max(larger, wanted);
+    std::unique_ptr<char[]> bytes(new char[larger]);  // not make_unique(): that would clear it
+    std::copy_n(copied.get(), size, bytes.get());
+    copied = std::move(bytes);
+    capacity = larger;
+}
+
+char *Outbox::extend(std::size_t size) {
+    const bool joins = !segments_.empty() && !segments_.back().shared &&
+                       segments_.back().size + size <= kSegmentBytes;
+    if (!joins) segments_.emplace_back();
+    Segment &last = segments_.back();
+    last.reserve(last.size + size);
+    char *const begin = last.copied.get() + last.size;
+    last.size += size;
+    size_ += size;
+    return begin;
 }
 
 void Outbox::append(std::string_view bytes) {
-    const bool joins = !segments_.empty() && !segments_.back().shared &&
-                       segments_.back().copied.size() + bytes.size() <= kSegmentBytes;
-    if (!joins) segments_.emplace_back();
-    std::string &copied = segments_.back().copied;
-    const std::size_t wanted = copied.size() + bytes.size();
-    if (copied.capacity() < wanted) copied.reserve(capacityFor(wanted));
-    copied.append(bytes);
-    size_ += bytes.size();
+    std::copy_n(bytes.data(), bytes.size(), extend(bytes.size()));
 }
 
 void Outbox::append(std::shared_ptr<const std::string> payload) {
@@ -2373,8 +2405,8 @@ void Outbox::sent(std::size_t size) {
 void Outbox::clear() {
     segments_.resize(1);
     if (segments_.capacity() > 4) segments_.shrink_to_fit();
-    segments_[0].copied.clear();
-    if (segments_[0].copied.capacity() > kKeptBytes) segments_[0].copied.shrink_to_fit();
+    segments_[0].size = 0;
+    if (segments_[0].capacity > kKeptBytes) segments_[0] = Segment();
     segments_[0].shared.reset();
     first_ = offset_ = size_ = 0;
 }
@@ -2839,35 +2871,49 @@ Progress parseFrameHeader(std::string_view bytes, FrameHeader &header) {
     return parseLengthAndKey(bytes, header);
 }
 
+// Of a frame as a server sends it: without masking key.
+std::size_t frameHeaderSize(std::uint64_t length) {
+    return length < kLength16 ? 2 : length <= 0xFFFF ? 4 : 10;
+}
+
 // The header of a frame as a server sends it: final and unmasked ("A server MUST NOT mask any
-// frames", RFC 6455 5.1).
-std::string_view encodeFrameHeader(std::array<char, kMaxFrameHeader> &out, Opcode opcode,
-                                   std::uint64_t length) {
-    const std::size_t extended = length < kLength16 ? 0 : length <= 0xFFFF ? 2 : 8;
-    out[0] = static_cast<char>(kFin | static_cast<unsigned>(opcode));
-    out[1] = static_cast<char>(extended == 0 ? length : extended == 2 ? kLength16 : kLength64);
-    for (std::size_t i = 0; i < extended; ++i)
-        out[2 + i] = static_cast<char>(length >> 8 * (extended - 1 - i));
-    return {out.data(), 2 + extended};
+// frames", RFC 6455 5.1). Gives where the payload begins.
+char *encodeFrameHeader(char *out, Opcode opcode, std::uint64_t length) {
+    const std::size_t extended = frameHeaderSize(length) - 2;
+    *out++ = static_cast<char>(kFin | static_cast<unsigned>(opcode));
+    *out++ = static_cast<char>(extended == 0 ? length : extended == 2 ? kLength16 : kLength64);
+    for (std::size_t i = extended; i-- > 0;) *out++ = static_cast<char>(length >> 8 * i);
+    return out;
+}
+
+// XORs what lies at `at` with a key as wide as `Word`, and gives what is behind it. (memcpy()
+// is how C++ reads and writes at places that are not aligned; it costs nothing.)
+template <class Word>
+char *unmaskWord(char *at, Word keys) {
+    Word word;
+    std::memcpy(&word, at, sizeof word);
+    word ^= keys;
+    std::memcpy(at, &word, sizeof word);
+    return at + sizeof word;
 }
 
 // Octet i of the payload is XORed with octet i MOD 4 of the masking key (RFC 6455 5.3), in
-// place, for a piece that begins at `offset` of the payload. Eight bytes at a time: twice the
-// key, turned to where the piece begins, is XORed as one number, whatever its byte order.
-void unmask(char *payload, std::size_t size, const std::array<unsigned char, 4> &key,
+// place, for a piece that begins at `offset` of the payload. The key is turned to where the
+// piece begins; then 32 bytes at a time are XORed as four numbers, each twice the key, whatever
+// its byte order. (Four, because a compiler makes wider ones of them where there are any.)
+void unmask(char *payload, std::size_t size, std::array<unsigned char, 4> key,
             std::uint64_t offset) {
-    std::array<unsigned char, 8> keys{};
-    for (std::size_t i = 0; i < keys.size(); ++i) keys[i] = key[(offset + i) % 4];
-    std::uint64_t eightKeys = 0;
-    std::memcpy(&eightKeys, keys.data(), sizeof eightKeys);
-    std::size_t i = 0;
-    for (; i + 8 <= size; i += 8) {
-        std::uint64_t eight = 0;
-        std::memcpy(&eight, payload + i, sizeof eight);
-        eight ^= eightKeys;
-        std::memcpy(payload + i, &eight, sizeof eight);
-    }
-    for (; i < size; ++i) payload[i] = static_cast<char>(payload[i] ^ keys[i % 8]);
+    std::rotate(key.begin(), key.begin() + offset % 4, key.end());
+    std::uint32_t keys = 0;
+    std::memcpy(&keys, key.data(), sizeof keys);
+    const std::uint64_t twice = keys * std::uint64_t{0x1'0000'0001};
+    char *at = payload;
+    char *const end = payload + size;
+    while (end - at >= 32)
+        for (int i = 0; i < 4; ++i) at = unmaskWord(at, twice);
+    while (end - at >= 8) at = unmaskWord(at, twice);
+    if (end - at >= 4) at = unmaskWord(at, keys);
+    for (std::size_t i = 0; at < end; ++i, ++at) *at = static_cast<char>(*at ^ key[i]);
 }
 
 }  // namespace
@@ -3053,60 +3099,99 @@ std::string encodeClose(int code, std::string_view reason) {
 // ============================================================================
 // 14. UTF-8
 //
-// RFC 3629 4, as ranges of the bytes that may follow a lead byte:
+// RFC 3629 4, as an automaton: the bytes that may follow, and the state behind each.
 //
-//     00..7F                          C2..DF  80..BF
-//     E0      A0..BF  80..BF          E1..EC, EE..EF  80..BF  80..BF
-//     ED      80..9F  80..BF          (no surrogates)
-//     F0      90..BF  80..BF  80..BF  F1..F3          80..BF  80..BF  80..BF
-//     F4      80..8F  80..BF  80..BF  (nothing above U+10FFFF)
+//     between characters   00..7F  the same               C2..DF          one more
+//                          E0      A0..BF, one more       E1..EC, EE..EF  two more
+//                          ED      80..9F, one more       F0              90..BF, two more
+//                          F1..F3  three more             F4              80..8F, two more
+//     one more             80..BF  between characters
+//     two more             80..BF  one more
+//     three more           80..BF  two more
 //
-// Only the second byte has ranges of its own. So the state between two bytes is: how many
-// are missing, and the range of the next.
+// E0 and F0 would begin what fits fewer bytes, ED a surrogate, F4 what is above U+10FFFF.
+//
+// A state is a number of bits, and the table's entry for a byte has the next state there, in
+// six bits, for each of the states. So a step is one look-up and one shift, without a branch
+// that a processor could guess wrong, be the text Greek or Japanese (an idea of Per Vognsen,
+// https://gist.github.com/pervognsen/218ea17743e1442e59bb60d29b1aa725).
 // ============================================================================
 
 namespace {
 
-// Begins a character of several bytes; false if none begins so.
-bool Utf8Check::begin(unsigned char lead) {
-    if (lead < 0xC2 || lead > 0xF4) return false;
-    missing_ = lead < 0xE0 ? 1 : lead < 0xF0 ? 2 : 3;
-    if (lead == 0xE0) low_ = 0xA0;
-    if (lead == 0xED) high_ = 0x9F;
-    if (lead == 0xF0) low_ = 0x90;
-    if (lead == 0xF4) high_ = 0x8F;
-    return true;
+enum Utf8State : std::uint8_t {
+    kInvalid = 0,  // and stays so
+    kBetweenCharacters = 6,
+    kOneMore = 12,
+    kTwoMore = 18,
+    kThreeMore = 24,
+    kBehindE0 = 30,
+    kBehindED = 36,
+    kBehindF0 = 42,
+    kBehindF4 = 48
+};
+
+struct Utf8Rule {
+    Utf8State before;
+    unsigned char first, last;
+    Utf8State after;
+};
+
+constexpr Utf8Rule kUtf8Rules[] = {
+    {kBetweenCharacters, 0x00, 0x7F, kBetweenCharacters},
+    {kBetweenCharacters, 0xC2, 0xDF, kOneMore},
+    {kBetweenCharacters, 0xE0, 0xE0, kBehindE0},
+    {kBetweenCharacters, 0xE1, 0xEC, kTwoMore},
+    {kBetweenCharacters, 0xED, 0xED, kBehindED},
+    {kBetweenCharacters, 0xEE, 0xEF, kTwoMore},
+    {kBetweenCharacters, 0xF0, 0xF0, kBehindF0},
+    {kBetweenCharacters, 0xF1, 0xF3, kThreeMore},
+    {kBetweenCharacters, 0xF4, 0xF4, kBehindF4},
+    {kOneMore, 0x80, 0xBF, kBetweenCharacters},
+    {kTwoMore, 0x80, 0xBF, kOneMore},
+    {kThreeMore, 0x80, 0xBF, kTwoMore},
+    {kBehindE0, 0xA0, 0xBF, kOneMore},
+    {kBehindED, 0x80, 0x9F, kOneMore},
+    {kBehindF0, 0x90, 0xBF, kTwoMore},
+    {kBehindF4, 0x80, 0x8F, kTwoMore},
+};
+
+constexpr std::array<std::uint64_t, 256> utf8Table() {
+    std::array<std::uint64_t, 256> table{};
+    for (const Utf8Rule &rule : kUtf8Rules)
+        for (std::size_t byte = rule.first; byte <= rule.last; ++byte)
+            table[byte] |= std::uint64_t{rule.after} << rule.before;
+    return table;
 }
 
-// Where, from `i` on, the first byte is that is not ASCII: eight bytes at a time, as long as
-// none of them has its highest bit set.
-std::size_t skipAscii(std::string_view text, std::size_t i) {
-    constexpr std::uint64_t kHighBits = 0x8080808080808080;
-    for (; i + 8 <= text.size(); i += 8) {
-        std::uint64_t eight = 0;
-        std::memcpy(&eight, text.data() + i, sizeof eight);
+constexpr std::array<std::uint64_t, 256> kUtf8Table = utf8Table();
+
+// How much of the text is ASCII, from its beginning on and in steps of eight bytes: none of
+// them has its highest bit set.
+std::size_t asciiSize(std::string_view text) {
+    constexpr std::uint64_t kHighBits = 0x8080'8080'8080'8080;
+    std::size_t size = 0;
+    for (std::uint64_t eight = 0; size + 8 <= text.size(); size += 8) {
+        std::memcpy(&eight, text.data() + size, sizeof eight);
         if ((eight & kHighBits) != 0) break;
     }
-    while (i < text.size() && static_cast<unsigned char>(text[i]) < 0x80) ++i;
-    return i;
+    return size;
 }
 
 bool Utf8Check::feed(std::string_view piece) {
-    std::size_t i = 0;
-    while (i < piece.size()) {
-        if (missing_ == 0) i = skipAscii(piece, i);
-        if (i == piece.size()) break;
-        const auto byte = static_cast<unsigned char>(piece[i++]);
-        if (missing_ == 0) {
-            if (!begin(byte)) return false;
-        } else {
-            if (byte < low_ || byte > high_) return false;
-            low_ = 0x80;
-            high_ = 0xBF;
-            --missing_;
-        }
+    constexpr std::uint64_t kSixBits = 0x3F;  // what is above belongs to other states
+    constexpr std::size_t kSteps = 32;        // then it may be worth while to look for ASCII again
+    std::uint64_t state = state_;
+    while (!piece.empty()) {
+        if (state == kBetweenCharacters) piece.remove_prefix(asciiSize(piece));
+        const std::string_view next = piece.substr(0, kSteps);
+        for (const char byte : next)
+            state = kUtf8Table[static_cast<unsigned char>(byte)] >> (state & kSixBits);
+        state &= kSixBits;
+        piece.remove_prefix(next.size());
     }
-    return true;
+    state_ = static_cast<std::uint8_t>(state);
+    return state_ != kInvalid;
 }
 
 bool isUtf8(std::string_view text) {

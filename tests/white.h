@@ -44,6 +44,13 @@ class Exact {
     std::unique_ptr<char[]> bytes_;
 };
 
+// The header of a frame as a server sends it.
+inline std::string encodedHeader(Opcode opcode, std::uint64_t length) {
+    const Exact header(std::string(frameHeaderSize(length), '\0'));
+    CHECK(encodeFrameHeader(header.data(), opcode, length) == header.data() + header.size());
+    return std::string(header.view());
+}
+
 // "81 85 37fa213d" as bytes.
 inline std::string fromHex(std::string_view digits) {
     constexpr std::string_view kHex = "0123456789abcdef";

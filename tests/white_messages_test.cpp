@@ -16,8 +16,7 @@ constexpr Limits kWide{1 << 20, 100};
 // --- writing ---
 
 std::string frame(unsigned first, std::string_view payload, std::uint64_t declared) {
-    std::array<char, kMaxFrameHeader> header{};
-    std::string wire(encodeFrameHeader(header, Opcode::text, declared));
+    std::string wire = encodedHeader(Opcode::text, declared);
     wire[0] = static_cast<char>(first);
     wire[1] = static_cast<char>(wire[1] | 0x80);
     const std::string key = fromHex("37fa213d");

@@ -114,8 +114,8 @@ void checkClose(std::string_view payload) {
 
 // The header that we would send it with: masked, it is a client's, and can be read.
 void checkHeader(Opcode opcode, std::size_t length) {
-    std::array<char, kMaxFrameHeader> out{};
-    std::string bytes(encodeFrameHeader(out, opcode, length));
+    std::string bytes(frameHeaderSize(length), '\0');
+    encodeFrameHeader(bytes.data(), opcode, length);
     check((bytes[1] & 0x80) == 0, "what we send is not masked");
     bytes[1] = static_cast<char>(bytes[1] | '\x80');
     FrameHeader header;
