@@ -32,7 +32,7 @@
 //  7. Listening                     listen, stop, stopOn
 //  8. What hooks hold               WSMessage, WSRequest, WSBaseUser
 //     From here on: pure functions and classes, without socket, clock or configuration.
-//  9. The queue of unsent bytes     Outbox
+//  9. Payloads and queues           SparePayloads, Outbox
 // 10. HTTP heads                    parseHead, checkUpgrade, normalOrigin, encodeResponse
 // 11. Frames                        parseFrameHeader, encodeFrameHeader, unmask
 // 12. Messages                      MessageReader: frames become messages
@@ -225,6 +225,26 @@ std::string base64Encode(std::string_view bytes);
 std::optional<std::string> base64Decode(std::string_view text);
 std::array<unsigned char, 20> sha1(std::string_view message);
 
+// What a message carries. It is shared by its copies and by the queues that it waits in.
+using Payload = std::shared_ptr<std::string>;
+
+bool isReusable(const Payload &payload, std::size_t size);
+
+// Large payloads that nobody has any more: memory that the next messages need not ask the
+// system for, which would have to clear it. It never throws.
+class SparePayloads {
+  public:
+    // One with room for `size` bytes, if there is any, with whatever is in it; else null.
+    Payload take(std::size_t size);
+    void giveBack(Payload payload);  // frees it if it is of no use here
+    void clear();
+
+  private:
+    std::array<Payload, 64> spares_;
+    std::size_t count_ = 0;
+    std::size_t bytes_ = 0;
+};
+
 // Turns the bytes of one connection into messages and control frames, however they
 // are cut. It holds memory only while something is unfinished.
 class MessageReader {
@@ -232,6 +252,7 @@ class MessageReader {
     struct Limits {
         std::size_t maxMessageBytes;
         int maxFragments;
+        SparePayloads *spares = nullptr;  // where memory for a message may come from
     };
 
     // What read() found: a whole message (opcode text or binary), a control frame, or only a
@@ -256,8 +277,8 @@ class MessageReader {
     };
     Room room(std::size_t most);
 
-    // The payload that was found assembled. Once, and before the next call of read().
-    std::string take();
+    // The payload that was found assembled, and null the next time. Before the next read().
+    Payload take();
 
     // Nothing is unfinished: as good as new.
     bool idle() const { return headerSize_ == 0 && !inPayload_ && !inMessage(); }
@@ -268,7 +289,7 @@ class MessageReader {
     Progress readPayload(char *bytes, std::size_t size, Found &found);
     Progress endFrame(std::string_view payload, bool assembled, Found &found);
     void store(const char *bytes, std::size_t size);
-    void makeRoom(std::size_t size);
+    void makeRoom(std::size_t size, std::size_t here);
     std::size_t left() const { return static_cast<std::size_t>(frame_.length - done_); }
     bool inMessage() const { return opcode_ != Opcode::continuation; }
     bool isControl() const { return frame_.opcode >= Opcode::close; }
@@ -285,8 +306,9 @@ class MessageReader {
     Opcode opcode_ = Opcode::continuation;
     int fragments_ = 0;
     Utf8Check utf8_;
-    std::string message_;  // message_[0, filled_) has arrived, the rest is room
+    Payload message_;  // its first filled_ bytes have arrived, the rest is room
     std::size_t filled_ = 0;
+    SparePayloads *spares_ = nullptr;
 };
 
 // --- the queue of unsent bytes (section 9) ---
@@ -295,14 +317,15 @@ constexpr std::size_t kMaxPieces = 64;  // for one system call; Linux, BSD and m
 
 class Outbox {
   public:
-    void append(std::string_view bytes);                      // copies them
-    char *extend(std::size_t size);                           // these are the caller's to fill
-    void append(std::shared_ptr<const std::string> payload);  // shares it
+    void append(std::string_view bytes);  // copies them
+    char *extend(std::size_t size);       // these are the caller's to fill
+    void append(Payload payload);         // shares it
     std::size_t size() const { return size_; }
 
     // Points `pieces` at the first of the unsent bytes; gives how many it set.
     std::size_t gather(std::array<iovec, kMaxPieces> &pieces) const;
-    void sent(std::size_t size);  // forgets the first `size` bytes
+    // Forgets the first `size` bytes. Payloads among them go to `spares`.
+    void sent(std::size_t size, SparePayloads &spares);
     void clear();
 
     // A pong that waits until all else is sent. Only the last is kept (RFC 6455 5.5.3).
@@ -312,7 +335,7 @@ class Outbox {
     struct Segment {
         std::unique_ptr<char[]> copied;
         std::size_t size = 0, capacity = 0;
-        std::shared_ptr<const std::string> shared;  // or this, if it is set
+        Payload shared;  // or this, if it is set
         std::string_view bytes() const {
             return shared ? *shared : std::string_view(copied.get(), size);
         }
@@ -370,7 +393,7 @@ struct WSConnection {
 // what was parsed of it can be much larger.
 struct WSMessage::Body {
     bool binary = false;
-    std::shared_ptr<std::string> payload = std::make_shared<std::string>();
+    Payload payload = std::make_shared<std::string>();
     int maxJsonDepth = WSBaseConfig().maxJsonDepth;
     int maxJsonValues = std::numeric_limits<int>::max();  // of our own: as many as there are
     bool parsed = false;                                  // json is known: null if it is none
@@ -438,7 +461,7 @@ struct WSLoop {
     bool send(WSBaseUser &user, const WSMessage &msg, WSMessage &own);
     bool queueMessage(WSConnection &c, const WSMessage &msg);
     void queueFrame(WSConnection &c, Opcode opcode, std::string_view payload);
-    void queueShared(WSConnection &c, Opcode opcode, std::shared_ptr<const std::string> payload);
+    void queueShared(WSConnection &c, Opcode opcode, Payload payload);
     template <class Append>
     void queue(WSConnection &c, Append &&append);
     void touch(WSConnection &c);
@@ -528,6 +551,7 @@ struct WSLoop {
     std::shared_ptr<WSMessage::Body> body_;  // of the last message, used again if nobody keeps it
     std::vector<std::unique_ptr<MessageReader>> spareReaders_;
     std::vector<std::unique_ptr<Outbox>> spareOutboxes_;
+    SparePayloads sparePayloads_;
 
     bool frontWasQuiet_ = false;  // when it was last polled
     bool inTurn_ = false;
@@ -893,6 +917,7 @@ void WSLoop::readClocks() {
     if (resting_ && now_ >= restUntil_) wakeUp();
     if (now_ < nextClocks_) return;
     nextClocks_ = now_ + kClockPeriod;
+    sparePayloads_.clear();
     for (const auto &c : connections_) guarded(*c, [&] { readClock(*c); });
 }
 
@@ -1090,7 +1115,8 @@ void WSLoop::readOn(WSConnection &c) {
 // how many bytes are done with: fewer than all if the others in them have to wait.
 std::size_t WSLoop::readFrames(WSConnection &c, char *bytes, std::size_t size) {
     if (!c.reader) c.reader = take(spareReaders_);
-    const MessageReader::Limits limits{config_.maxMessageBytes, config_.maxFragments};
+    const MessageReader::Limits limits{config_.maxMessageBytes, config_.maxFragments,
+                                       &sparePayloads_};
     std::size_t used = 0;
     for (int frames = 0; used < size && mayReadFrame(c, frames); ++frames) {
         MessageReader::Found found;
@@ -1099,8 +1125,12 @@ std::size_t WSLoop::readFrames(WSConnection &c, char *bytes, std::size_t size) {
         if (progress.answer == Progress::bad) fail(c, progress.code, progress.reason);
         if (progress.answer == Progress::done) received(c, found);
     }
-    if (c.reader->idle()) giveBack(spareReaders_, c.reader);
-    else if (c.state > State::closing) c.reader.reset();
+    if (c.reader->idle()) {
+        sparePayloads_.giveBack(c.reader->take());  // of a message that came too late
+        giveBack(spareReaders_, c.reader);
+    } else if (c.state > State::closing) {
+        c.reader.reset();
+    }
     return c.state > State::closing ? size : used;
 }
 
@@ -1136,30 +1166,22 @@ bool WSLoop::tooMany(WSConnection &c) const {
     return ++c.rateCount > config_.maxMessagesPerSecond;
 }
 
-namespace {
-
-// Whether a payload's string can be that of the next one: nobody else has it, and it is not
-// much too large. A queue counts the bytes in a string, not its room.
-bool isReusable(const std::shared_ptr<std::string> &payload, std::size_t size) {
-    return payload.use_count() == 1 && payload->capacity() <= 2 * size + kKeptBytes;
-}
-
-}  // namespace
-
 // Hands a message to the user's hooks. The message's body and payload are used again for the
 // next one, unless somebody kept a copy, or it waits to be sent.
 void WSLoop::receivedMessage(WSConnection &c, const MessageReader::Found &found) {
     if (!body_ || body_.use_count() > 1) body_ = std::make_shared<WSMessage::Body>();
-    if (!isReusable(body_->payload, found.payload.size()))
-        body_->payload = std::make_shared<std::string>();
+    if (found.assembled || !isReusable(body_->payload, found.payload.size())) {
+        sparePayloads_.giveBack(std::move(body_->payload));
+        body_->payload =
+            found.assembled ? c.reader->take() : sparePayloads_.take(found.payload.size());
+    }
+    if (!body_->payload) body_->payload = std::make_shared<std::string>();
+    if (!found.assembled) body_->payload->assign(found.payload);
     body_->binary = found.opcode == Opcode::binary;
     body_->parsed = false;
     body_->json.reset();
     body_->maxJsonDepth = config_.maxJsonDepth;
     body_->maxJsonValues = config_.maxJsonValues;
-    if (found.assembled) *body_->payload = c.reader->take();
-    else body_->payload->assign(found.payload);
-
     WSMessage msg(std::move(body_));
     callHook(&c, "process", [&] {
         c.user->messageReceived();
@@ -1270,8 +1292,7 @@ void WSLoop::queueFrame(WSConnection &c, Opcode opcode, std::string_view payload
 }
 
 // Queues a frame whose payload is shared.
-void WSLoop::queueShared(WSConnection &c, Opcode opcode,
-                         std::shared_ptr<const std::string> payload) {
+void WSLoop::queueShared(WSConnection &c, Opcode opcode, Payload payload) {
     queue(c, [&](Outbox &outbox) {
         encodeFrameHeader(outbox.extend(frameHeaderSize(payload->size())), opcode, payload->size());
         outbox.append(std::move(payload));
@@ -1326,7 +1347,7 @@ void WSLoop::flush(WSConnection &c) {
 // Who is on the way out gets more time for each step with what was queued by then, but
 // not for pongs: or it could stay for as long as it sends pings.
 void WSLoop::wrote(WSConnection &c, std::size_t size, bool waited) {
-    c.outbox->sent(size);
+    c.outbox->sent(size, sparePayloads_);
     if (waited) heardOf(c);
     if (c.owed > 0) c.deadline = now_ + milliseconds(config_.closeSeconds);
     c.owed -= std::min(c.owed, size);
@@ -1739,7 +1760,7 @@ void WSLoop::answer(WSConnection &c, const WSResponse &response, bool withBody) 
     log(WSLevel::debug,
         [&] { return c.address + " was answered " + std::to_string(response.status); });
     queue(c, [&](Outbox &outbox) {
-        outbox.append(std::make_shared<const std::string>(
+        outbox.append(std::make_shared<std::string>(
             encodeResponse(response, std::time(nullptr), withBody)));
     });
     end(c, 0, {}, State::flushing);
@@ -2327,7 +2348,7 @@ double WSBaseUser::idleSeconds() const {
 }
 
 // ============================================================================
-// 9. The queue of unsent bytes
+// 9. Payloads and queues
 //
 // A row of segments: each is either bytes that were copied, or a payload that others
 // share. Small frames that follow each other are joined in one segment, so that the usual
@@ -2336,6 +2357,36 @@ double WSBaseUser::idleSeconds() const {
 // ============================================================================
 
 namespace {
+
+constexpr std::size_t kSpareBytes = 16 * 1024 * 1024;  // in spare payloads at most, for a second
+
+// Whether a payload's string can be that of the next one: nobody else has it, and it is not
+// much too large. A queue counts the bytes in a string, not its room.
+bool isReusable(const Payload &payload, std::size_t size) {
+    return payload.use_count() == 1 && payload->capacity() <= 2 * size + kKeptBytes;
+}
+
+Payload SparePayloads::take(std::size_t size) {
+    for (std::size_t i = count_; i-- > 0;) {
+        if (spares_[i]->capacity() < size || !isReusable(spares_[i], size)) continue;
+        std::swap(spares_[i], spares_[--count_]);
+        bytes_ -= spares_[count_]->capacity();
+        return std::move(spares_[count_]);
+    }
+    return nullptr;
+}
+
+void SparePayloads::giveBack(Payload payload) {
+    if (payload.use_count() != 1 || payload->capacity() <= kKeptBytes) return;
+    if (count_ == spares_.size() || bytes_ + payload->capacity() > kSpareBytes) return;
+    bytes_ += payload->capacity();
+    spares_[count_++] = std::move(payload);
+}
+
+void SparePayloads::clear() {
+    while (count_ > 0) spares_[--count_].reset();
+    bytes_ = 0;
+}
 
 // Copied bytes are joined up to this size, then a new segment begins: what is sent can
 // only be freed segment by segment.
@@ -2370,7 +2421,7 @@ void Outbox::append(std::string_view bytes) {
     std::copy_n(bytes.data(), bytes.size(), extend(bytes.size()));
 }
 
-void Outbox::append(std::shared_ptr<const std::string> payload) {
+void Outbox::append(Payload payload) {
     segments_.emplace_back();
     size_ += payload->size();
     segments_.back().shared = std::move(payload);
@@ -2387,14 +2438,15 @@ std::size_t Outbox::gather(std::array<iovec, kMaxPieces> &pieces) const {
     return count;
 }
 
-void Outbox::sent(std::size_t size) {
+void Outbox::sent(std::size_t size, SparePayloads &spares) {
     size_ -= size;
-    if (size_ == 0) return clear();
-    while (size >= segments_[first_].bytes().size() - offset_) {
-        size -= segments_[first_].bytes().size() - offset_;
-        offset_ = 0;
-        segments_[first_++] = Segment();
+    while (first_ < segments_.size() && size >= segments_[first_].bytes().size() - offset_) {
+        Segment &segment = segments_[first_++];
+        size -= segment.bytes().size() - std::exchange(offset_, 0);
+        if (segment.shared) spares.giveBack(std::move(segment.shared));
+        else if (size_ > 0) segment = Segment();
     }
+    if (size_ == 0) return clear();
     offset_ += size;
     if (first_ > segments_.size() / 2) {
         segments_.erase(segments_.begin(), segments_.begin() + static_cast<std::ptrdiff_t>(first_));
@@ -2936,6 +2988,7 @@ constexpr std::size_t kGrowth = 16;
 
 Progress MessageReader::read(char *bytes, std::size_t size, const Limits &limits, Found &found) {
     found = {};
+    spares_ = limits.spares;
     if (filled_ > 0 && !inMessage()) take();  // the last message, which nobody took
     std::size_t used = 0;
     if (!inPayload_) {
@@ -3003,7 +3056,8 @@ Progress MessageReader::readPayload(char *bytes, std::size_t size, Found &found)
     inPayload_ = false;
     if (!stored) return endFrame({bytes, size}, false, found);
     if (isControl()) return endFrame({control_.data(), frame_.length}, false, found);
-    return endFrame({message_.data(), filled_}, true, found);
+    if (!message_) return endFrame({}, false, found);  // of empty frames
+    return endFrame({message_->data(), filled_}, true, found);
 }
 
 // A frame is complete; `payload` is that of the control frame or of the message so far.
@@ -3025,31 +3079,34 @@ void MessageReader::store(const char *bytes, std::size_t size) {
         std::copy_n(bytes, size, control_.data() + done_);
         return;
     }
-    makeRoom(size);
-    if (bytes != message_.data() + filled_) std::copy_n(bytes, size, message_.data() + filled_);
+    if (size == 0) return;
+    makeRoom(size, filled_ + size);
+    char *const end = message_->data() + filled_;
+    if (bytes != end) std::copy_n(bytes, size, end);
     filled_ += size;
 }
 
 // Room for `size` more bytes of the message. A declared length allocates nothing: at most
-// kGrowth times what is really here is reserved, and only what is wanted now is touched.
-void MessageReader::makeRoom(std::size_t size) {
+// kGrowth times what is really `here` is reserved, and only what is wanted now is touched.
+void MessageReader::makeRoom(std::size_t size, std::size_t here) {
     const std::size_t wanted = filled_ + size;
-    if (message_.capacity() < wanted)
-        message_.reserve(std::min(filled_ + left(), std::max(wanted, kGrowth * filled_)));
-    if (message_.size() < wanted) message_.resize(wanted);
+    const std::size_t capacity = std::min(filled_ + left(), std::max(wanted, kGrowth * here));
+    if (!message_ && spares_ != nullptr) message_ = spares_->take(capacity);
+    if (!message_) message_ = std::make_shared<std::string>();
+    if (message_->capacity() < wanted) message_->reserve(capacity);
+    if (message_->size() < wanted) message_->resize(wanted);
 }
 
 MessageReader::Room MessageReader::room(std::size_t most) {
-    if (!inPayload_ || isControl()) return {nullptr, 0};
+    if (!inPayload_ || isControl() || filled_ == 0) return {nullptr, 0};
     const std::size_t size = std::min({left(), most, kGrowth * filled_});
-    makeRoom(size);
-    return {message_.data() + filled_, size};
+    makeRoom(size, filled_);
+    return {message_->data() + filled_, size};
 }
 
-std::string MessageReader::take() {
-    message_.resize(filled_);
-    filled_ = 0;
-    return std::exchange(message_, std::string());
+Payload MessageReader::take() {
+    if (message_) message_->resize(std::exchange(filled_, 0));
+    return std::exchange(message_, nullptr);
 }
 
 }  // namespace

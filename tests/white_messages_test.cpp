@@ -65,7 +65,7 @@ class Story {
             if (progress.answer == Progress::bad) return fail(progress);
             if (progress.used > size) FAIL("more is used than there is");
             const std::string inPlace(found.payload);
-            const std::string payload = found.assembled ? reader_.take() : inPlace;
+            const std::string payload = found.assembled ? *reader_.take() : inPlace;
             if (payload != inPlace) FAIL("what is taken is not what was found");
             const bool goesOn = found.opcode == Opcode::continuation;  // one frame of several
             if (goesOn && (found.assembled || !payload.empty())) FAIL("half a message was found");
@@ -440,9 +440,9 @@ TEST_CASE("a declared length allocates nothing; what has arrived, at most sixtee
         for (std::size_t i = 0; i < copy.size(); ++i)
             static_cast<void>(reader.read(copy.data() + i, 1, kWide, found));
         const long most = Heap::most();
-        CHECK(most <=
-              static_cast<long>(3 * 16 * arrived));  // old, new, and the string's own growth
-        if (arrived <= 1) CHECK(most == 0);
+        constexpr long kString = 64;  // and what counts who shares it
+        CHECK(most <= static_cast<long>(3 * 16 * arrived) + kString);  // old, new, its own growth
+        if (arrived == 0) CHECK(most == 0);
     }
 }
 
@@ -511,9 +511,33 @@ TEST_CASE("what was received into a room is not copied again") {
         }
         REQUIRE(found.assembled);
         const char *where = found.payload.data();
-        const std::string taken = reader.take();
-        CHECK(taken == payload);
-        CHECK(taken.data() == where);
+        const Payload taken = reader.take();
+        CHECK(*taken == payload);
+        CHECK(taken->data() == where);
+    }
+}
+
+TEST_CASE("a message is received into a spare payload, if there is one for it") {
+    const std::string payload(100000, 'b'), old(120000, 'o');
+    for (const std::size_t first : {1U, 20000U, 99999U}) {
+        CAPTURE(first);
+        SparePayloads spares;
+        spares.giveBack(std::make_shared<std::string>(old));
+        const MessageReader::Limits limits{1 << 20, 16, &spares};
+        const Exact wire(binary(payload));
+        const std::size_t cut = wire.size() - payload.size() + first;
+        MessageReader reader;
+        Found found;
+        Heap::reset();
+        static_cast<void>(reader.read(wire.data(), cut, limits, found));
+        static_cast<void>(reader.read(wire.data() + cut, wire.size() - cut, limits, found));
+        const long most = Heap::most();
+        REQUIRE(found.assembled);
+        CHECK(*reader.take() == payload);
+        CHECK(reader.take() == nullptr);
+        const bool suits = 16 * first >= payload.size();  // of a few bytes nothing is known yet
+        CHECK((most == 0) == suits);
+        CHECK((spares.take(old.size()) == nullptr) == suits);
     }
 }
 

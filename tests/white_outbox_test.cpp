@@ -1,16 +1,17 @@
 // SPDX-License-Identifier: MIT
 // Extendible WebSocket Server
 
-// The queue of unsent bytes (section 9) against a string that does the same.
+// Spare payloads and the queue of unsent bytes (section 9), the latter against a string that
+// does the same.
 
 #include "white.h"
 
 namespace {
 
 using Pieces = std::array<iovec, kMaxPieces>;
-using Shared = std::shared_ptr<const std::string>;
 
-Shared shared(std::string bytes) { return std::make_shared<const std::string>(std::move(bytes)); }
+SparePayloads spares;
+Payload shared(std::string bytes) { return std::make_shared<std::string>(std::move(bytes)); }
 
 std::size_t pieceCount(const Outbox &outbox) {
     Pieces pieces{};
@@ -58,12 +59,12 @@ TEST_CASE("what is appended comes out in order, cut at every place") {
         outbox.append(shared("four"));
         CHECK(outbox.size() == all.size());
         CHECK(gathered(outbox) == all);
-        outbox.sent(cut);
+        outbox.sent(cut, spares);
         CHECK(outbox.size() == all.size() - cut);
         CHECK(gathered(outbox) == all.substr(cut));
         outbox.append("more");
         CHECK(gathered(outbox) == all.substr(cut) + "more");
-        outbox.sent(outbox.size());
+        outbox.sent(outbox.size(), spares);
         CHECK(outbox.size() == 0);
         CHECK(pieceCount(outbox) == 0);
         outbox.append("again");
@@ -115,7 +116,7 @@ TEST_CASE("no more pieces than one system call takes; the others follow") {
         calls.push_back(pieceCount(outbox));
         const std::string now = gathered(outbox);
         sent += now;
-        outbox.sent(now.size());
+        outbox.sent(now.size(), spares);
     }
     CHECK(kMaxPieces >= 16);  // POSIX: _XOPEN_IOV_MAX
     CHECK(calls == std::vector<std::size_t>{kMaxPieces, kMaxPieces, 8});
@@ -123,7 +124,7 @@ TEST_CASE("no more pieces than one system call takes; the others follow") {
 }
 
 TEST_CASE("a payload is shared, not copied, and let go as soon as it is sent") {
-    const Shared first = shared("first"), second = shared("second");
+    const Payload first = shared("first"), second = shared("second");
     Outbox outbox;
     outbox.append(first);
     outbox.append(second);
@@ -132,12 +133,12 @@ TEST_CASE("a payload is shared, not copied, and let go as soon as it is sent") {
     REQUIRE(outbox.gather(pieces) == 3);
     CHECK(pieces[0].iov_base == first->data());
     CHECK(pieces[1].iov_base == second->data());
-    outbox.sent(4);
+    outbox.sent(4, spares);
     CHECK(first.use_count() == 2);
-    outbox.sent(1);
+    outbox.sent(1, spares);
     CHECK(first.use_count() == 1);
     CHECK(second.use_count() == 2);
-    outbox.sent(7);
+    outbox.sent(7, spares);
     CHECK(second.use_count() == 1);
     CHECK(gathered(outbox) == "hird");
 
@@ -149,11 +150,96 @@ TEST_CASE("a payload is shared, not copied, and let go as soon as it is sent") {
 }
 
 TEST_CASE("the last payload is let go, too, when all is sent") {
-    const Shared payload = shared("payload");
+    const Payload payload = shared("payload");
     Outbox outbox;
     outbox.append(payload);
-    outbox.sent(7);
+    outbox.sent(7, spares);
     CHECK(payload.use_count() == 1);
+}
+
+TEST_CASE("what is sent and belongs to nobody else is spared for the next message") {
+    SparePayloads none;
+    Outbox outbox;
+    const std::string large(100'000, 'x');
+    const Payload kept = shared(large);
+    outbox.append("header");
+    outbox.append(shared(large));
+    outbox.append(kept);
+    outbox.append(shared(large));
+    outbox.sent(6 + large.size() + 1, none);
+    CHECK(none.take(large.size()) != nullptr);
+    CHECK(none.take(large.size()) == nullptr);
+    outbox.sent(outbox.size(), none);
+    CHECK(kept.use_count() == 1);
+    CHECK(*kept == large);
+    const Payload last = none.take(large.size());
+    REQUIRE(last != nullptr);
+    CHECK(last != kept);
+    CHECK(none.take(large.size()) == nullptr);
+}
+
+TEST_CASE("which payloads are spared, and for what") {
+    struct Row {
+        std::string label;
+        std::size_t spared, wanted;
+        bool found;
+    };
+    const Row rows[] = {
+        {"one of the same size", 100'000, 100'000, true},
+        {"a larger one", 100'000, 60'000, true},
+        {"not one that is too small", 100'000, 100'001, false},
+        {"not one that is much too large", 100'000, 40'000, false},
+        {"none that is small is kept", 4096, 4096, false},
+        {"one that is a little larger is", 4097, 4096, true},
+        {"as much as sixteen MiB", 16 << 20, 16 << 20, true},
+        {"none that is larger", (16 << 20) + 1, 16 << 20, false},
+    };
+    for (const Row &row : rows) {
+        INFO(row.label);
+        SparePayloads some;
+        Payload payload = std::make_shared<std::string>();
+        payload->reserve(row.spared);
+        some.giveBack(std::move(payload));
+        CHECK((some.take(row.wanted) != nullptr) == row.found);
+        some.clear();
+        CHECK(some.take(row.wanted) == nullptr);
+    }
+}
+
+TEST_CASE("spare payloads are few, of few bytes, and nobody else's") {
+    const auto large = [](std::size_t size) {
+        Payload payload = std::make_shared<std::string>();
+        payload->reserve(size);
+        return payload;
+    };
+    const auto countAll = [](SparePayloads &some, std::size_t size) {
+        int count = 0;
+        while (some.take(size) != nullptr) ++count;
+        return count;
+    };
+    SparePayloads some;
+    some.giveBack(nullptr);
+    for (int i = 0; i < 100; ++i) some.giveBack(large(5000));
+    CHECK(countAll(some, 5000) == 64);
+    for (int round = 0; round < 2; ++round) {  // what was taken counts no more
+        for (int i = 0; i < 20; ++i) some.giveBack(large(1 << 20));
+        CHECK(countAll(some, 1 << 20) == 16);
+    }
+    const Payload theirs = large(5000);
+    some.giveBack(theirs);
+    CHECK(countAll(some, 5000) == 0);
+
+    some.giveBack(large(5000));
+    some.giveBack(large(100'000));
+    CHECK(some.take(5000)->capacity() < 10'000);
+    CHECK(some.take(100'000)->capacity() >= 100'000);
+
+    Heap::reset();
+    for (int i = 0; i < 5; ++i) some.giveBack(large(5000));
+    some.clear();
+    CHECK(Heap::held() == 0);
+    for (int i = 0; i < 20; ++i) some.giveBack(large(1 << 20));
+    CHECK(countAll(some, 1 << 20) == 16);
 }
 
 TEST_CASE("the pong waits beside the queue") {
@@ -163,7 +249,7 @@ TEST_CASE("the pong waits beside the queue") {
     outbox.pong = "second";
     CHECK(outbox.size() == 3);
     CHECK(gathered(outbox) == "one");
-    outbox.sent(3);
+    outbox.sent(3, spares);
     CHECK(outbox.pong == "second");
 }
 
@@ -174,7 +260,7 @@ TEST_CASE("a queue that is never empty does not grow") {
     Heap::reset();
     for (int i = 0; i < 2000; ++i) {
         outbox.append(Exact(bytes).view());
-        outbox.sent(bytes.size());
+        outbox.sent(bytes.size(), spares);
     }
     const long most = Heap::most();
     CHECK(outbox.size() == bytes.size());
@@ -198,7 +284,7 @@ TEST_CASE("a queue that was long keeps next to nothing when it is empty") {
     Outbox outbox;
     for (int i = 0; i < 1000; ++i) outbox.append(i % 2 == 0 ? std::string(4096, 'x') : "header");
     for (int i = 0; i < 1000; ++i) outbox.append(shared("payload"));
-    outbox.sent(outbox.size());
+    outbox.sent(outbox.size(), spares);
     const long held = Heap::held();
     CHECK(held <= 4096 + 512);
 }
@@ -221,7 +307,7 @@ TEST_CASE("random use, against a string") {
         CHECK((all ? now == model : model.compare(0, now.size(), now) == 0));
         if (chance.below(3) > 0) continue;
         const std::size_t size = chance.below(4) == 0 ? now.size() : chance.below(now.size() + 1);
-        outbox.sent(size);
+        outbox.sent(size, spares);
         model.erase(0, size);
     }
 }

@@ -91,7 +91,7 @@ class Decoder {
     }
 
     void note(const char *what, const MessageReader::Found &found) {
-        const std::string payload = found.assembled ? reader_.take() : std::string(found.payload);
+        const std::string payload = found.assembled ? *reader_.take() : std::string(found.payload);
         events_ += what + (' ' + std::to_string(payload.size())) + ' ' + payload + '\n';
     }
 

@@ -89,7 +89,7 @@ void Feeder::note(const MessageReader::Found &found) {
     check(found.opcode != Opcode::text || isText(found.payload), "text is UTF-8");
     outcome.add(found.opcode, found.payload);
     if (found.assembled && below(2) == 0)
-        check(reader_.take() == outcome.found.back().second, "what is taken is what was found");
+        check(*reader_.take() == outcome.found.back().second, "what is taken is what was found");
 }
 
 // --- what is made of it -------------------------------------------------------------------
