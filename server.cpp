@@ -324,9 +324,9 @@ class Outbox {
 
     // Points `pieces` at the first of the unsent bytes; gives how many it set.
     std::size_t gather(std::array<iovec, kMaxPieces> &pieces) const;
-    // Forgets the first `size` bytes. Payloads among them go to `spares`.
+    // Forget the first `size` bytes, or all. Payloads among them go to `spares`.
     void sent(std::size_t size, SparePayloads &spares);
-    void clear();
+    void clear(SparePayloads &spares);
 
     // A pong that waits until all else is sent. Only the last is kept (RFC 6455 5.5.3).
     std::optional<std::string> pong;
@@ -361,7 +361,20 @@ struct WSConnection {
         dead          // bury() will close the socket
     };
 
+    // What is there only until the handshake is done.
+    struct Arrival {
+        std::string head;  // the request's, as far as it has come
+        std::string address;
+    };
+
+    // Frames that were received and wait for a later turn, from `at` on.
+    struct Unread {
+        std::string bytes;
+        std::size_t at = 0;
+    };
+
     int fd = -1;
+    int rateCount = 0;  // maxMessagesPerSecond: how many in this second
     State state = State::handshaking;
     bool touched = false;       // is in touched_: write() will look at it
     bool marked = false;        // is in marked_: bury() will look at it
@@ -376,16 +389,15 @@ struct WSConnection {
     Milliseconds deadline = 0;  // of the handshake, the ping, or the closing
     std::size_t owed = 0;       // on the way out: bytes that were queued before
     Milliseconds lastByte = 0;
-    Milliseconds rateSecond = 0;  // maxMessagesPerSecond: when the counting began
-    int rateCount = 0;
+    Milliseconds rateSecond = 0;  // when the counting began
+    std::unique_ptr<Arrival> arrival = std::make_unique<Arrival>();
     std::unique_ptr<WSBaseUser> user;
     std::unique_ptr<MessageReader> reader;
     std::unique_ptr<Outbox> outbox;
-    std::string head;  // the request's, while it is incomplete
-    std::string address;
-    std::string unread;        // frames that were received and wait for a later turn,
-    std::size_t unreadAt = 0;  // from here on
+    std::unique_ptr<Unread> unread;
 
+    // Until the user is gone.
+    const std::string &address() const { return user ? user->address() : arrival->address; }
     std::size_t queued() const { return outbox ? outbox->size() : 0; }
 };
 
@@ -460,6 +472,7 @@ struct WSLoop {
     int sendToAllBut(const WSBaseUser *user, const WSMessage &msg);
     bool send(WSBaseUser &user, const WSMessage &msg, WSMessage &own);
     bool queueMessage(WSConnection &c, const WSMessage &msg);
+    bool makeRoomInQueue(WSConnection &c, std::size_t size);
     void queueFrame(WSConnection &c, Opcode opcode, std::string_view payload);
     void queueShared(WSConnection &c, Opcode opcode, Payload payload);
     template <class Append>
@@ -628,7 +641,8 @@ std::string quoted(const std::string &text) { return '"' + text + '"'; }
 
 // Who a connection is, for the log.
 std::string nameOf(const WSConnection &c) {
-    return c.user ? "user " + std::to_string(c.user->id()) + " (" + c.address + ')' : c.address;
+    if (c.user) return "user " + std::to_string(c.user->id()) + " (" + c.user->address() + ')';
+    return c.arrival ? c.arrival->address : "somebody who has left";
 }
 
 // Peers have a say in what is logged. Bytes that a terminal might obey are replaced: the
@@ -947,7 +961,7 @@ void WSLoop::readClock(WSConnection &c) {
 // bytes here that we are reading is not silent: what it answers is behind them.
 void WSLoop::checkAlive(WSConnection &c) {
     const Milliseconds limit = milliseconds(config_.pingSeconds);
-    if (!c.unread.empty() && !isThrottled(c)) return heardOf(c);
+    if (c.unread && !isThrottled(c)) return heardOf(c);
     if (limit == 0 || now_ - c.lastByte < limit) return;
     if (!c.pinged) {
         c.pinged = true;
@@ -1053,7 +1067,7 @@ void WSLoop::bury() {
 void WSLoop::readFrom(WSConnection &c) {
     if (c.state == State::dead) return;
     if (isThrottled(c)) flush(c);
-    if (!c.unread.empty() || isThrottled(c)) return touch(c);
+    if (c.unread || isThrottled(c)) return touch(c);
     const MessageReader::Room room =
         c.reader ? c.reader->room(config_.readBytes) : MessageReader::Room{};
     const ssize_t result = receive(c, room);
@@ -1095,18 +1109,17 @@ ssize_t WSLoop::receive(WSConnection &c, const MessageReader::Room &room) {
 void WSLoop::readInbox(WSConnection &c, char *bytes, std::size_t size) {
     const std::size_t used = readFrames(c, bytes, size);
     if (used == size) return;
-    c.unread.assign(bytes + used, size - used);
+    c.unread = std::make_unique<WSConnection::Unread>();
+    c.unread->bytes.assign(bytes + used, size - used);
     updateEvents(c);
 }
 
-// Reads the frames that had to wait.
+// Reads the frames that had to wait, if they still do.
 void WSLoop::readOn(WSConnection &c) {
-    const std::size_t left = c.unread.size() - c.unreadAt;
-    c.unreadAt += readFrames(c, c.unread.data() + c.unreadAt, left);
-    if (c.unreadAt == c.unread.size()) {
-        c.unread = std::string();
-        c.unreadAt = 0;
-    }
+    if (!c.unread) return;
+    WSConnection::Unread &unread = *c.unread;
+    unread.at += readFrames(c, unread.bytes.data() + unread.at, unread.bytes.size() - unread.at);
+    if (unread.at == unread.bytes.size()) c.unread.reset();
     updateEvents(c);
 }
 
@@ -1261,25 +1274,30 @@ bool WSLoop::send(WSBaseUser &user, const WSMessage &msg, WSMessage &own) {
 }
 
 // Queues one data frame; we never fragment, for a frame can have any length (RFC 6455
-// 5.2). If it does not fit, it may once the kernel has taken what waits. False, and the user
-// is lost, if even then it does not: no message is dropped silently.
+// 5.2). False if the user is gone, or is now.
 bool WSLoop::queueMessage(WSConnection &c, const WSMessage &msg) {
-    const auto &body = msg.body_;
-    const std::size_t size = body->payload->size();
+    const Payload &payload = msg.body_->payload;
+    if (!makeRoomInQueue(c, payload->size())) return false;
+    const Opcode opcode = msg.body_->binary ? Opcode::binary : Opcode::text;
+    if (payload->size() < config_.shareBytes) queueFrame(c, opcode, *payload);
+    else queueShared(c, opcode, payload);
+    return c.state == State::open;
+}
+
+// If a message does not fit the queue, it may once the kernel has taken what waits. If even
+// then it does not, the user is lost: no message is dropped silently.
+bool WSLoop::makeRoomInQueue(WSConnection &c, std::size_t size) {
     const auto fits = [&] {
         return c.queued() == 0 || c.queued() + size + kMaxFrameHeader <= config_.maxQueuedBytes;
     };
-    if (!fits()) flush(c);
     if (c.state != State::open) return false;
-    if (!fits()) {
-        log(WSLevel::warning, [&] { return nameOf(c) + " reads too slowly: maxQueuedBytes"; });
-        end(c, kPolicyViolation, "too slow", State::dead);
-        return false;
-    }
-    const Opcode opcode = body->binary ? Opcode::binary : Opcode::text;
-    if (size < config_.shareBytes) queueFrame(c, opcode, *body->payload);
-    else queueShared(c, opcode, body->payload);
-    return c.state == State::open;
+    if (fits()) return true;
+    flush(c);
+    if (c.state != State::open) return false;
+    if (fits()) return true;
+    log(WSLevel::warning, [&] { return nameOf(c) + " reads too slowly: maxQueuedBytes"; });
+    end(c, kPolicyViolation, "too slow", State::dead);
+    return false;
 }
 
 // Queues a frame whose payload is copied.
@@ -1382,7 +1400,7 @@ bool WSLoop::isThrottled(const WSConnection &c) const {
 // What poll() shall look for. Who has bytes to be read already needs no poll() for that.
 void WSLoop::updateEvents(WSConnection &c) {
     const bool reads = !c.inputEnded && !isThrottled(c) && c.state != State::dead;
-    const bool readsOn = reads && !c.unread.empty();
+    const bool readsOn = reads && c.unread;
     if (readsOn) enlist(unread_, c.readsOn, c);
     const int events = (reads && !readsOn ? POLLIN : 0) | (c.stalled ? POLLOUT : 0);
     pollfd &entry = pollfds_[firstConnection_ + c.slot];
@@ -1495,7 +1513,7 @@ bool WSLoop::hasRoomFor(const WSConnection &newcomer) {
     if (full()) return false;
     if (config_.maxUsersPerAddress <= 0) return true;
     const auto sameAddress = [&](const auto &c) {
-        return c->state == State::open && c->address == newcomer.address;
+        return c->state == State::open && c->address() == newcomer.address();
     };
     return std::count_if(connections_.begin(), connections_.end(), sameAddress) <
            config_.maxUsersPerAddress;
@@ -1625,7 +1643,7 @@ void WSLoop::add(int fd, const sockaddr_storage &peer) {
         auto c = std::make_unique<WSConnection>();
         c->fd = fd;
         c->slot = connections_.size();
-        c->address = numericAddress(peer);
+        c->arrival->address = numericAddress(peer);
         c->lastByte = now_;
         c->deadline = now_ + milliseconds(config_.handshakeSeconds);
         pollfds_.push_back({fd, POLLIN, 0});
@@ -1652,18 +1670,19 @@ void WSLoop::makePendingRoom() {
 // Collects the request's head, however it trickles in, and has it answered. What follows
 // it in the same packet are frames, or bytes that nobody will ever look at.
 void WSLoop::doHandshake(WSConnection &c, char *bytes, std::size_t size) {
-    const std::size_t seen = c.head.size();
+    std::string &text = c.arrival->head;
+    const std::size_t seen = text.size();
     const std::size_t room = config_.maxRequestBytes - std::min(seen, config_.maxRequestBytes);
-    c.head.append(bytes, std::min(size, room));
+    text.append(bytes, std::min(size, room));
     RequestHead head;
-    const Progress progress = parseHead(c.head, seen, head);
+    const Progress progress = parseHead(text, seen, head);
     if (progress.answer == Progress::needMore) {
         if (size >= room) answer(c, plainResponse(431, "The request's head is too large."));
         return;
     }
     if (progress.answer == Progress::bad)
         return answer(c, plainResponse(progress.code, progress.reason));
-    c.head.resize(progress.used);
+    text.resize(progress.used);
     answerRequest(c, head);
     const std::size_t used = progress.used - seen;
     readInbox(c, bytes + used, size - used);
@@ -1719,6 +1738,7 @@ void WSLoop::welcome(WSConnection &c, const std::string &response, const std::st
         c.user.reset();
         return answer(c, returned ? *refusal_ : plainResponse(500, "Something went wrong."));
     }
+    c.arrival.reset();
     c.state = State::open;
     ++userCount_;
     ++withUser_;
@@ -1735,15 +1755,15 @@ void WSLoop::introduce(WSConnection &c, const std::string &protocol) {
     user.socket_ = c.fd;
     user.clock_ = &now_;
     user.lastMessage_ = now_;
-    c.head.shrink_to_fit();  // it stays as long as the user
-    user.request_ = WSRequest(std::move(c.head), c.address);
-    user.protocol_ = protocol;
+    c.arrival->head.shrink_to_fit();  // it stays as long as the user
+    user.request_ = WSRequest(std::move(c.arrival->head), c.arrival->address);
+    if (!protocol.empty()) user.protocol_ = std::make_unique<const std::string>(protocol);
 }
 
 // A GET that asks for no WebSocket.
 void WSLoop::answerPlain(WSConnection &c) {
     WSResponse response;
-    const WSRequest request(std::move(c.head), c.address);
+    const WSRequest request(std::move(c.arrival->head), c.arrival->address);
     if (!callHook(nullptr, "httpRequest", [&] { server_.httpRequest(request, response); }))
         response = plainResponse(500, "Something went wrong.");
     if (response.status == 0) response = upgradeRequired();
@@ -1758,7 +1778,7 @@ void WSLoop::answerPlain(WSConnection &c) {
 // answer arrives, but never parsed.
 void WSLoop::answer(WSConnection &c, const WSResponse &response, bool withBody) {
     log(WSLevel::debug,
-        [&] { return c.address + " was answered " + std::to_string(response.status); });
+        [&] { return c.address() + " was answered " + std::to_string(response.status); });
     queue(c, [&](Outbox &outbox) {
         outbox.append(std::make_shared<std::string>(
             encodeResponse(response, std::time(nullptr), withBody)));
@@ -2337,6 +2357,11 @@ void WSBaseUser::messageReceived() {
     if (clock_ != nullptr) lastMessage_ = *clock_;
 }
 
+const std::string &WSBaseUser::protocol() const {
+    static const std::string none;
+    return protocol_ ? *protocol_ : none;
+}
+
 bool WSBaseUser::isIdle() const { return maxIdle > 0 && idleSeconds() > maxIdle; }
 
 std::size_t WSBaseUser::backlog() const {
@@ -2440,13 +2465,12 @@ std::size_t Outbox::gather(std::array<iovec, kMaxPieces> &pieces) const {
 
 void Outbox::sent(std::size_t size, SparePayloads &spares) {
     size_ -= size;
-    while (first_ < segments_.size() && size >= segments_[first_].bytes().size() - offset_) {
-        Segment &segment = segments_[first_++];
-        size -= segment.bytes().size() - std::exchange(offset_, 0);
-        if (segment.shared) spares.giveBack(std::move(segment.shared));
-        else if (size_ > 0) segment = Segment();
+    if (size_ == 0) return clear(spares);
+    while (size >= segments_[first_].bytes().size() - offset_) {
+        size -= segments_[first_].bytes().size() - std::exchange(offset_, 0);
+        spares.giveBack(std::move(segments_[first_].shared));
+        segments_[first_++] = Segment();
     }
-    if (size_ == 0) return clear();
     offset_ += size;
     if (first_ > segments_.size() / 2) {
         segments_.erase(segments_.begin(), segments_.begin() + static_cast<std::ptrdiff_t>(first_));
@@ -2454,12 +2478,13 @@ void Outbox::sent(std::size_t size, SparePayloads &spares) {
     }
 }
 
-void Outbox::clear() {
+void Outbox::clear(SparePayloads &spares) {
+    for (Segment &segment : segments_)
+        if (segment.shared) spares.giveBack(std::move(segment.shared));
     segments_.resize(1);
     if (segments_.capacity() > 4) segments_.shrink_to_fit();
     segments_[0].size = 0;
     if (segments_[0].capacity > kKeptBytes) segments_[0] = Segment();
-    segments_[0].shared.reset();
     first_ = offset_ = size_ = 0;
 }
 

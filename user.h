@@ -10,6 +10,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <memory>
 #include <string>
 #include <string_view>
 #include <utility>
@@ -109,7 +110,7 @@ class WSBaseUser {
     const std::string &address() const { return request_.address(); }
 
     // The agreed subprotocol, one of WSBaseConfig::protocols; empty if none was.
-    const std::string &protocol() const { return protocol_; }
+    const std::string &protocol() const;
 
     // Why it ends, for preDisconnect: the close code (RFC 6455 7.4) and its
     // reason, whoever gave them. 1005: the peer closed without a code; 1006: the
@@ -127,7 +128,7 @@ class WSBaseUser {
     const std::int64_t *clock_ = nullptr;  // the server's clock, in milliseconds
     std::int64_t lastMessage_ = 0;         // by that clock
     WSRequest request_;
-    std::string protocol_;
+    std::unique_ptr<const std::string> protocol_;  // few users have one
     std::string closeReason_;
 };
 

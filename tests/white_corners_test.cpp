@@ -34,8 +34,10 @@ TEST_CASE("what a terminal might obey is replaced, in UTF-8 and in what is none"
 
 TEST_CASE("a connection without a user is known by its address") {
     WSConnection c;
-    c.address = "127.0.0.1";
+    c.arrival->address = "127.0.0.1";
     CHECK(nameOf(c) == "127.0.0.1");
+    c.arrival.reset();
+    CHECK(nameOf(c) == "somebody who has left");
 }
 
 TEST_CASE("an address of an unknown kind has no text") {

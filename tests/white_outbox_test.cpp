@@ -36,7 +36,7 @@ TEST_CASE("an empty queue") {
     Outbox outbox;
     CHECK(outbox.size() == 0);
     CHECK(pieceCount(outbox) == 0);
-    outbox.clear();
+    outbox.clear(spares);
     CHECK(outbox.size() == 0);
     outbox.append(std::string_view());
     outbox.append(shared(""));
@@ -143,7 +143,7 @@ TEST_CASE("a payload is shared, not copied, and let go as soon as it is sent") {
     CHECK(gathered(outbox) == "hird");
 
     outbox.append(second);
-    outbox.clear();
+    outbox.clear(spares);
     CHECK(second.use_count() == 1);
     CHECK(outbox.size() == 0);
     CHECK(gathered(outbox).empty());
