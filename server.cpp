@@ -211,7 +211,7 @@ bool isCloseCode(int code);
 // text cannot become valid any more.
 class Utf8Check {
   public:
-    bool feed(std::string_view piece);  // false: it is invalid, do not go on
+    bool feed(std::string_view piece);                    // false: it is invalid, do not go on
     bool complete() const { return state_ == kBetween; }  // not in the middle of a character
 
   private:
@@ -431,7 +431,8 @@ struct WSLoop {
     int waitAtMost(std::chrono::milliseconds timeout) const;
     int pollSome(int wait);
     void beginRotation();
-    std::size_t sliceSize();
+    Milliseconds rotationTime() const;
+    std::size_t sliceSize() const;
     void swapSlots(std::size_t a, std::size_t b);
     void moveToFront(const WSConnection &c);
     void sendBackSilent();
@@ -542,7 +543,6 @@ struct WSLoop {
     std::size_t rotationSize_ = 0;  // so many silent ones
     Milliseconds turned_ = 0;       // how far it is
     Milliseconds lastTurned_ = 0;
-    Milliseconds lastReady_ = 0;           // when anybody was
     Milliseconds nextSendBack_ = 0;        // when the front is searched for silent ones
     std::vector<WSConnection *> touched_;  // have something to write, or to finish
     std::vector<WSConnection *> unread_;   // can go on reading what is here already
@@ -566,7 +566,7 @@ struct WSLoop {
     std::vector<std::unique_ptr<Outbox>> spareOutboxes_;
     SparePayloads sparePayloads_;
 
-    bool frontWasQuiet_ = false;  // when it was last polled
+    bool frontWasQuiet_ = false;  // nobody was ready when poll() last looked
     bool inTurn_ = false;
     bool inSendHook_ = false;
     bool inConsole_ = false;
@@ -697,12 +697,15 @@ void strike(std::vector<WSConnection *> &list, const WSConnection &c) {
 // The front and the rotating slice. poll() looks at each descriptor that it is given, in every
 // call: 100 take some 10 us, 10 000 several ms, and a turn that serves a hundred messages
 // would spend nine tenths of its time on who is silent. So those who spoke lately stand in
-// front of the array, and each turn polls them, and beside them, without waiting, a slice of
-// the silent ones, the next slice each turn. The size of the slice is reckoned by time: as
-// many as are due, so that nobody waits for longer than rotationSeconds, whatever their number
-// and the load, and it costs no more than it must. Who is found to speak moves to the front,
-// who has been silent for that time moves back: a swap each. When nobody at all was ready
-// for that time, one poll() sleeps over all of them.
+// front of the array, and each turn polls them; and if any of them is ready, beside them,
+// without waiting, a slice of the silent ones, the next slice each turn. The size of the slice
+// is reckoned by time: as many as are due, so that a rotation over all of them takes
+// lookSeconds for each, which is some ten times as long as a look takes, and half of
+// rotationSeconds at most. So nobody waits for longer than rotationSeconds, whatever their
+// number and the load, and looking costs a tenth of the time, or less. While the front is quiet
+// there is nobody to be held up: then, when the time of a rotation is over, one poll() sleeps
+// over all of them. Who is found to speak moves to the front, who has been silent for
+// rotationSeconds moves back: a swap each.
 // ============================================================================
 
 void WSLoop::run() {
@@ -747,22 +750,25 @@ constexpr std::size_t kFewSilent = 64;  // are looked at in one go: that is chea
 
 }  // namespace
 
-// poll() for the front and for a slice of the silent ones; or for all, if they are few, or
-// nobody was ready for so long that it may sleep. Gives what poll() gives.
+// poll() for the front and, if that is busy, for a slice of the silent ones; or for all, if
+// the silent ones are few, or the front is quiet and it is time to look. Gives what poll() gives.
 int WSLoop::pollSome(int wait) {
-    const bool sleeps = now_ - lastReady_ > milliseconds(config_.rotationSeconds);
-    if (sleeps || connections_.size() - front_ <= kFewSilent) {
+    if (looked_ == connections_.size() && !frontWasQuiet_) beginRotation();
+    turned_ += now_ - std::exchange(lastTurned_, now_);
+    const auto left = static_cast<int>(std::max<Milliseconds>(rotationTime() - turned_, 0));
+    if (connections_.size() - front_ <= kFewSilent || (frontWasQuiet_ && left == 0)) {
         slice_ = front_;
         looked_ = connections_.size();
-        return ::poll(pollfds_.data(), static_cast<nfds_t>(pollfds_.size()), wait);
+        const int ready = ::poll(pollfds_.data(), static_cast<nfds_t>(pollfds_.size()), wait);
+        frontWasQuiet_ = ready == 0;
+        return ready;
     }
-    if (looked_ == connections_.size()) beginRotation();
     slice_ = looked_;
-    const std::size_t size = sliceSize();
-    const int ready =
-        ::poll(pollfds_.data(), static_cast<nfds_t>(firstConnection_ + front_), wait == 0 ? 0 : 1);
+    const int ready = ::poll(pollfds_.data(), static_cast<nfds_t>(firstConnection_ + front_),
+                             wait < 0 ? left : std::min(wait, left));
     frontWasQuiet_ = ready == 0;
-    if (ready < 0 || size == 0) return ready;
+    const std::size_t size = sliceSize();
+    if (ready <= 0 || size == 0) return ready;
     const int found =
         ::poll(pollfds_.data() + firstConnection_ + slice_, static_cast<nfds_t>(size), 0);
     if (found < 0) return found;
@@ -779,17 +785,21 @@ void WSLoop::beginRotation() {
     lastTurned_ = now_;
 }
 
+// How long this rotation shall take. Half of rotationSeconds at most, for a swap can carry
+// somebody from the beginning of one to the end of the next.
+Milliseconds WSLoop::rotationTime() const {
+    const double wanted = config_.lookSeconds * static_cast<double>(rotationSize_);
+    const double most = config_.rotationSeconds / 2;
+    return std::max<Milliseconds>(milliseconds(std::min(wanted, most)), 1);
+}
+
 // How many of the silent ones are due to be looked at, by the time that this rotation has
-// taken. A rotation takes half of rotationSeconds, for a swap can carry somebody from the
-// beginning of one to the end of the next. While the front is quiet there is time for more.
-std::size_t WSLoop::sliceSize() {
-    const Milliseconds rotation =
-        std::max<Milliseconds>(milliseconds(config_.rotationSeconds) / 2, 1);
-    turned_ += (now_ - std::exchange(lastTurned_, now_)) * (frontWasQuiet_ ? 2 : 1);
+// taken.
+std::size_t WSLoop::sliceSize() const {
     const std::size_t left = connections_.size() - looked_;
-    if (turned_ >= rotation) return left;
-    const std::size_t due =
-        rotationSize_ * static_cast<std::size_t>(turned_) / static_cast<std::size_t>(rotation);
+    if (turned_ >= rotationTime()) return left;
+    const std::size_t due = rotationSize_ * static_cast<std::size_t>(turned_) /
+                            static_cast<std::size_t>(rotationTime());
     return std::min(left, due - std::min(due, lookedAt_));
 }
 
@@ -870,7 +880,6 @@ int WSLoop::waitAtMost(std::chrono::milliseconds timeout) const {
 void WSLoop::serve(int ready) {
     const std::size_t left = unread_.size(), front = front_, before = connections_.size();
     framesEach_ = std::max(config_.framesPerTurn / std::max(ready + static_cast<int>(left), 1), 1);
-    if (ready > 0) lastReady_ = now_;
     if (ready > 0 && pollfds_[0].revents != 0) readWakePipe(), --ready;
     for (std::size_t i = 1; i < firstConnection_ && ready > 0; ++i)
         if (pollfds_[i].revents != 0) connect(pollfds_[i].fd), --ready;
@@ -882,7 +891,10 @@ void WSLoop::serve(int ready) {
     unread_.erase(unread_.begin(), unread_.begin() + static_cast<std::ptrdiff_t>(left));
     for (std::size_t i = 0; i < front && ready > 0; ++i) serveSlot(i, ready);
     for (std::size_t i = slice_; i < looked_ && ready > 0; ++i) serveSlot(i, ready);
-    for (std::size_t i = before; i < connections_.size(); ++i) moveToFront(*connections_[i]);
+    for (std::size_t i = before; i < connections_.size(); ++i) {
+        if (looked_ == i) ++looked_;  // newcomers do not prolong a rotation
+        moveToFront(*connections_[i]);
+    }
 }
 
 // Whoever is ready moves to the front. What was there is swapped into its slot: somebody
@@ -1780,8 +1792,8 @@ void WSLoop::answer(WSConnection &c, const WSResponse &response, bool withBody) 
     log(WSLevel::debug,
         [&] { return c.address() + " was answered " + std::to_string(response.status); });
     queue(c, [&](Outbox &outbox) {
-        outbox.append(std::make_shared<std::string>(
-            encodeResponse(response, std::time(nullptr), withBody)));
+        outbox.append(
+            std::make_shared<std::string>(encodeResponse(response, std::time(nullptr), withBody)));
     });
     end(c, 0, {}, State::flushing);
 }
@@ -1843,6 +1855,7 @@ void checkConfig(const WSBaseConfig &config) {
     checkSeconds("restSeconds", config.restSeconds, false);
     checkSeconds("busySeconds", config.busySeconds, true);
     checkSeconds("rotationSeconds", config.rotationSeconds, false);
+    checkSeconds("lookSeconds", config.lookSeconds, true);
     for (const std::string &protocol : config.protocols)
         if (!isToken(protocol))
             reject("protocols", quoted(protocol), "a subprotocol is a token, such as \"chat.v1\"");
@@ -2247,8 +2260,8 @@ std::unique_ptr<Json::Value> parseJson(const std::string &text, int maxDepth, in
     if (!isStrictJson(text, maxDepth, maxValues)) return nullptr;
     try {
         auto json = std::make_unique<Json::Value>();
-        const bool fine = jsonTools().reader->parse(text.data(), text.data() + text.size(),
-                                                    json.get(), nullptr);
+        const bool fine =
+            jsonTools().reader->parse(text.data(), text.data() + text.size(), json.get(), nullptr);
         return fine && (json->isObject() || json->isArray()) ? std::move(json) : nullptr;
     } catch (const Json::Exception &) {
         return nullptr;

@@ -71,6 +71,7 @@ TEST_CASE("A bad field is refused with its name, its value and what to do") {
         {"shareBytes", "255", [](Config &c) { c.shareBytes = 255; }},
         {"framesPerTurn", "0", [](Config &c) { c.framesPerTurn = 0; }},
         {"rotationSeconds", "0", [](Config &c) { c.rotationSeconds = 0; }},
+        {"lookSeconds", "-1", [](Config &c) { c.lookSeconds = -1; }},
         {"busySeconds", "-1", [](Config &c) { c.busySeconds = -1; }},
         {"maxJsonDepth", "100000", [](Config &c) { c.maxJsonDepth = 100'000; }},
         {"readBytes", "0", [](Config &c) { c.readBytes = 0; }},

@@ -826,7 +826,8 @@ namespace {
 // turn: a rotation over all silent ones takes a hundred turns.
 class Hall {
   public:
-    explicit Hall(int many) : server_(slowRotation), busy_(server_) {
+    explicit Hall(int many, double lookSeconds = 1)
+        : server_([=](Config &config) { slowRotation(config, lookSeconds); }), busy_(server_) {
         for (int i = 0; i < many; ++i) silent.push_back(std::make_unique<Peer>(server_));
         server_.onProcess = [this](User &user, WSMessage &) { heard[user.id()] = turn_; };
         for (int i = 0; i < 250; ++i) turn();  // until they have been silent for long
@@ -845,8 +846,9 @@ class Hall {
     std::map<std::uint64_t, int> heard;         // the turn in which a user was last heard
 
   private:
-    static void slowRotation(Config &config) {
+    static void slowRotation(Config &config, double lookSeconds) {
         config.rotationSeconds = 100;
+        config.lookSeconds = lookSeconds;
         config.pingSeconds = 0;
     }
 
@@ -884,6 +886,49 @@ TEST_CASE("Who has been silent is heard within a rotation, while another one is 
     hall.turn();
     hall.turn();
     CHECK(hall.heard[9] < hall.turns() - 1);
+}
+
+TEST_CASE("A rotation takes lookSeconds for each who is silent") {
+    faults::reset();
+    Hall hall(100, 0.1);
+    const int start = hall.turns();
+    for (const auto &peer : hall.silent) peer->send(frame(kText, "I am here"));
+    for (int i = 0; i < 21; ++i) {
+        hall.turn();
+        if (i == 2) CHECK(hall.heard.size() < 60);
+    }
+    CHECK(hall.heard.size() == 101);
+    for (const auto &entry : hall.heard) CHECK(entry.second > start);
+}
+
+TEST_CASE(
+    "While the front is quiet, too, the silent are looked at once in a rotation, all at once") {
+    faults::reset();
+    Server server([](Config &config) {
+        config.rotationSeconds = 100;
+        config.lookSeconds = 0.2;  // 20 seconds
+        config.pingSeconds = 0;
+    });
+    std::vector<std::unique_ptr<Peer>> peers;
+    for (int i = 0; i < 100; ++i) peers.push_back(std::make_unique<Peer>(server));
+    std::set<std::uint64_t> heard;
+    server.onProcess = [&](User &user, WSMessage &) { heard.insert(user.id()); };
+    const auto turns = [&](int count, int seconds) {
+        heard.clear();
+        for (int i = 0; i < count; ++i, faults::state.skipped += seconds) turnInside(server);
+        return heard.size();
+    };
+    const auto speak = [&](std::size_t one) { peers[one]->send(frame(kText, "I am here")); };
+    turns(250, 1);  // until they have been silent for long
+    speak(50);
+    CHECK(turns(1, 0) == 1);  // for it slept over all
+    speak(51);
+    CHECK(turns(10, 1) == 0);
+    speak(50);
+    CHECK(turns(1, 0) == 1);  // it is in front
+    for (std::size_t i = 60; i < 80; ++i) speak(i);
+    CHECK(turns(6, 1) == 0);
+    CHECK(turns(8, 1) == 21);
 }
 
 TEST_CASE("Whoever comes and goes on the way, no rotation passes over anybody") {
