@@ -43,8 +43,10 @@ endif
 tests := $(white_tests) $(black_tests)
 decoder := $(tested)/decoder
 
-# For lint: all that is compiled, and the part that clang-tidy and cppcheck read.
-sources := server.cpp $(wildcard examples/*.cpp tests/*.cpp tests/*/*.cpp)
+# For lint: all that is compiled, and the part that clang-tidy and cppcheck read. The servers
+# that ours is measured against need libraries that only `make bench` installs.
+foreign := $(addprefix tests/bench/,websocketpp.cpp beast.cpp libwebsockets.cpp)
+sources := $(filter-out $(foreign),server.cpp $(wildcard examples/*.cpp tests/*.cpp tests/*/*.cpp))
 checked := $(filter-out tests/%,$(sources))
 
 # --- compiling --------------------------------------------------------------------------
@@ -251,7 +253,8 @@ strict = $(warnings) -Werror -std=c++17 -I. $(json_cflags) $(brew_cflags) $(exam
 compiled := $(addprefix compiled/,$(sources))
 tidied := $(addprefix tidied/,$(checked))
 # (examples/readme.cpp is set like the README, which shows it.)
-formatted := $(headers) $(wildcard tests/*.h tests/*/*.h) $(filter-out examples/readme.cpp,$(sources))
+formatted := $(headers) $(wildcard tests/*.h tests/*/*.h) $(foreign) \
+    $(filter-out examples/readme.cpp,$(sources))
 
 lint: format-check cppcheck $(compiled) $(tidied)  ## Format, warnings, cppcheck, clang-tidy
 
@@ -343,6 +346,28 @@ soak: .build/soak .build/soak-server  ## Clients of all habits for SOAK_SECONDS 
 .build/soak-server: $(plain)/tests/soak/server.o $(plain)/server.o
 	$(call say,link $@)$(link) $^ $(libs) -o $@
 
+# BENCH_ROUNDS, BENCH_SECONDS (of a measurement), BENCH_ROWS and BENCH_SERVERS select what is
+# measured: `.build/bench/...` has the results, and .github/bench.svg the README's chart.
+BENCH_ROUNDS ?= 3
+BENCH_SECONDS ?= 1
+benched := .build/bench
+bench_servers := $(patsubst tests/%.cpp,.build/%,tests/bench/ours.cpp $(foreign))
+lws_libs = $(or $(shell $(PKG_CONFIG) --libs libwebsockets 2>/dev/null),-lwebsockets)
+
+$(foreign:%.cpp=$(plain)/%.o): | deps-bench
+$(benched)/ours: $(plain)/server.o
+$(benched)/libwebsockets: bench_libs = $(lws_libs)
+$(bench_servers) $(benched)/client: $(benched)/%: $(plain)/tests/bench/%.o
+	@mkdir -p $(@D)
+	$(call say,link $@)$(link) -pthread $^ $(bench_libs) $(libs) -o $@
+
+bench: $(bench_servers) $(benched)/client | deps-bench  ## Measures this server and four others
+	@tests/bench/run --programs=$(benched) --chart=.github/bench.svg --rounds=$(BENCH_ROUNDS) \
+	    --seconds=$(BENCH_SECONDS) --rows='$(BENCH_ROWS)' --servers='$(BENCH_SERVERS)'
+
+bench-check: $(bench_servers) $(benched)/client | deps-bench  ## Whether that works, without measuring
+	@tests/bench/run --programs=$(benched) --check
+
 # libFuzzer comes with clang only, and Apple's has none. The targets include ../../server.cpp;
 # the whole server gets its system calls from a kernel in memory.
 FUZZ_SECONDS ?= 60
@@ -403,7 +428,7 @@ always:
 .PHONY: all always library examples run test built-tests help clean install uninstall
 .PHONY: deps $(deps_groups:%=deps-%) differential coverage built-coverage
 .PHONY: fuzz fuzz-replay valgrind built-valgrind soak
-.PHONY: attack attack-check
+.PHONY: attack attack-check bench bench-check
 .PHONY: lint format-check cppcheck $(compiled) $(tidied) format dropin-check install-check interop
 .DELETE_ON_ERROR:
 .SECONDARY:

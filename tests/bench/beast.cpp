@@ -12,6 +12,7 @@
 #include <boost/asio/ip/tcp.hpp>
 #include <boost/beast/core/flat_buffer.hpp>
 #include <boost/beast/websocket.hpp>
+#include <boost/version.hpp>
 
 #include <cstddef>
 #include <cstdio>
@@ -135,7 +136,7 @@ int main(int argc, char **argv) try {
     acceptor.set_option(tcp::acceptor::reuse_address(true));
     acceptor.bind({asio::ip::address_v4::loopback(), options.port});
     acceptor.listen(bench::kBacklog);
-    bench::announce(acceptor.local_endpoint().port());
+    bench::announce(acceptor.local_endpoint().port(), "Boost.Beast " BOOST_LIB_VERSION);
     acceptNext(acceptor, server);
     context.run();
 } catch (const std::exception &e) {

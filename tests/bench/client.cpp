@@ -299,6 +299,8 @@ class Client {
     void answered(Connection &c, size_t count);
     void closed(Connection &c, std::string_view bytes);
     void ready();
+    void done(size_t messages);
+    void note(Latencies &latencies, Nanoseconds since);
     void send(Connection &c, size_t count);
     void flush(Connection &c);
     void watch(Connection &c, bool out);
@@ -362,9 +364,7 @@ void Client::run() {
     runUntil(begin_.wall + options_.duration);
     end_ = moment(options_.pid);
     residentAfter_ = residentMemory(options_.pid);
-    const size_t messages = messages_;
     drain();
-    messages_ = messages;
 }
 
 void Client::report() {
@@ -543,7 +543,7 @@ void Client::answered(Connection &c, size_t count) {
     lastProgress_ = now_;
     Latencies &latencies = c.active ? latencies_ : speeches_;
     for (size_t i = 0; i < count; ++i) {
-        latencies.add(now_ - c.sent.front());
+        note(latencies, c.sent.front());
         c.sent.pop_front();
     }
     inFlight_ -= count;
@@ -554,7 +554,7 @@ void Client::answered(Connection &c, size_t count) {
         c.state = State::closing;
         return;
     }
-    messages_ += count;
+    done(count);
     if (phase_ == Phase::connecting) ready();
     else if (phase_ == Phase::loading && c.active) send(c, count);
 }
@@ -577,9 +577,9 @@ void Client::receiveBroadcast(Connection &c, const char *bytes, size_t size) {
             std::memcmp(bytes, connections_[sender].traffic.in.data(), length) != 0)
             fail("the server sent a wrong byte");
         ++c.received;
-        ++messages_;
+        done(1);
         if (sender == c.number) {
-            latencies_.add(now_ - c.sent.front());
+            note(latencies_, c.sent.front());
             c.sent.pop_front();
             if (phase_ == Phase::loading) send(c, 1);
         }
@@ -596,9 +596,9 @@ void Client::closed(Connection &c, std::string_view bytes) {
     close(c.fd);
     c.fd = -1;
     c.state = State::closed;
-    latencies_.add(now_ - c.began);
+    note(latencies_, c.began);
     lastProgress_ = now_;
-    ++messages_;
+    done(1);
     if (phase_ == Phase::loading) open(c);
     else --inFlight_;
 }
@@ -606,6 +606,15 @@ void Client::closed(Connection &c, std::string_view bytes) {
 void Client::ready() {
     --connecting_;
     lastProgress_ = now_;
+}
+
+// These two count what happens under load; what is in flight at its end counts no more.
+void Client::done(size_t messages) {
+    if (phase_ == Phase::loading) messages_ += messages;
+}
+
+void Client::note(Latencies &latencies, Nanoseconds since) {
+    if (phase_ == Phase::loading) latencies.add(now_ - since);
 }
 
 // --- sending ------------------------------------------------------------------------

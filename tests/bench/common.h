@@ -6,7 +6,7 @@
 //     SERVER echo|json|broadcast [PORT]
 //
 // prints the port that it listens on at 127.0.0.1 (PORT 0, the default: one that the
-// system picks), and serves until it is killed. What it does with a message:
+// system picks) and who it is, and serves until it is killed. What it does with a message:
 //
 //     echo       sends it back, text as text, binary as binary
 //     json       parses it, adds "to":"all" to the object, sends that back
@@ -63,8 +63,8 @@ inline Options start(int argc, char **argv) {
     return options;
 }
 
-inline void announce(int port) {
-    std::printf("%d\n", port);
+inline void announce(int port, const std::string &who) {
+    std::printf("%d %s\n", port, who.c_str());
     std::fflush(stdout);
 }
 

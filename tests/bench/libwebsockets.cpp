@@ -144,7 +144,8 @@ int main(int argc, char **argv) try {
     info.gid = info.uid = -1;
     lws_context *context = lws_create_context(&info);
     if (!context) throw std::runtime_error("libwebsockets cannot listen");
-    bench::announce(lws_get_vhost_listen_port(lws_get_vhost_by_name(context, "default")));
+    bench::announce(lws_get_vhost_listen_port(lws_get_vhost_by_name(context, "default")),
+                    std::string("libwebsockets ") + lws_get_library_version());
     while (lws_service(context, 0) >= 0) continue;
 } catch (const std::exception &e) {
     std::fprintf(stderr, "%s\n", e.what());

@@ -57,7 +57,7 @@ int main(int argc, char **argv) try {
     config.port = options.port;
     Server server(config, options.job);
     server.listen();
-    bench::announce(server.port());
+    bench::announce(server.port(), "ours");
     server.run();
 } catch (const std::exception &e) {
     std::fprintf(stderr, "%s\n", e.what());

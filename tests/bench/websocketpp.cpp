@@ -66,7 +66,10 @@ class Server {
         endpoint_.listen(wspp::lib::asio::ip::tcp::endpoint(
             wspp::lib::asio::ip::address_v4::loopback(), options.port));
         wspp::lib::asio::error_code ignored;
-        bench::announce(endpoint_.get_local_endpoint(ignored).port());
+        bench::announce(endpoint_.get_local_endpoint(ignored).port(),
+                        "websocketpp " + std::to_string(wspp::major_version) + "." +
+                            std::to_string(wspp::minor_version) + "." +
+                            std::to_string(wspp::patch_version));
         endpoint_.start_accept();
         endpoint_.run();
     }

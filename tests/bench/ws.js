@@ -7,6 +7,7 @@
 'use strict';
 
 const { WebSocketServer } = require('ws');
+const { version } = require('ws/package.json');
 
 const [job, port = '0'] = process.argv.slice(2);
 
@@ -33,7 +34,7 @@ const server = new WebSocketServer({
     maxPayload: 4 << 20,
     perMessageDeflate: false,
 });
-server.on('listening', () => console.log(server.address().port));
+server.on('listening', () => console.log(`${server.address().port} ws ${version}`));
 server.on('connection', (socket) => {
     socket.on('message', (data, isBinary) => handle(socket, data, isBinary));
     socket.on('error', () => {});  // a peer that is lost; 'close' follows
