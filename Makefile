@@ -346,8 +346,9 @@ soak: .build/soak .build/soak-server  ## Clients of all habits for SOAK_SECONDS 
 .build/soak-server: $(plain)/tests/soak/server.o $(plain)/server.o
 	$(call say,link $@)$(link) $^ $(libs) -o $@
 
-# BENCH_ROUNDS, BENCH_SECONDS (of a measurement), BENCH_ROWS and BENCH_SERVERS select what is
-# measured: `.build/bench/...` has the results, and .github/bench.svg the README's chart.
+# BENCH_ROUNDS, BENCH_SECONDS (of one measurement), BENCH_ROWS='1x1 churn' and
+# BENCH_SERVERS='ours ws' say what is measured; tests/bench/run has their names. The results are
+# in .build/bench/, the README's chart in .github/.
 BENCH_ROUNDS ?= 3
 BENCH_SECONDS ?= 1
 benched := .build/bench
@@ -365,7 +366,7 @@ bench: $(bench_servers) $(benched)/client | deps-bench  ## Measures this server 
 	@tests/bench/run --programs=$(benched) --chart=.github/bench.svg --rounds=$(BENCH_ROUNDS) \
 	    --seconds=$(BENCH_SECONDS) --rows='$(BENCH_ROWS)' --servers='$(BENCH_SERVERS)'
 
-bench-check: $(bench_servers) $(benched)/client | deps-bench  ## Whether that works, without measuring
+bench-check: $(bench_servers) $(benched)/client | deps-bench  ## Whether that can be measured
 	@tests/bench/run --programs=$(benched) --check
 
 # libFuzzer comes with clang only, and Apple's has none. The targets include ../../server.cpp;

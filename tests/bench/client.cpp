@@ -8,10 +8,11 @@
 //
 // It connects `idle` connections, each of which has one message answered and is silent then,
 // and `active` ones, each of which keeps `window` messages in flight for a warm-up and then
-// for `seconds`: when an answer is there, the next message goes out. With --speak-ms, one of
-// the idle ones sends a message every so many milliseconds. In a broadcast there are `active`
-// senders among `idle` more connections that all hear them; churn lets `active` connections
-// at a time come, have one message answered, close, and come again.
+// for `seconds`: when an answer is there, the next message goes out. Messages have so many
+// `bytes`, 6 at least. With --speak-ms, one of the idle ones sends a message every so many
+// milliseconds. In a broadcast there are `active` senders among `idle` more connections that
+// all hear them; churn lets `active` connections at a time come, have one message answered,
+// close, and come again.
 //
 // One thread, one epoll loop, and as little as possible to do for each message, because
 // what is to be measured is the server: frames are masked beforehand; what comes back is
@@ -71,6 +72,7 @@ struct Options {
     Nanoseconds duration = kSecond;
 };
 
+// From "--name=value". Times are given in the units of their names.
 Options parse(int argc, char **argv) {
     std::map<std::string, std::string> given;
     for (int i = 1; i < argc; ++i) {
@@ -207,6 +209,7 @@ struct Traffic {
     size_t outFrame = 0, inFrame = 0;
 };
 
+// Of the connection with that number, which tells its messages from those of all others.
 Traffic traffic(const Options &options, size_t number, size_t window) {
     const int opcode = options.payload == "binary" ? 2 : 1;
     const std::string message = payload(options.payload, options.bytes, number);
@@ -324,6 +327,7 @@ class Client {
     std::int64_t residentBefore_ = 0, residentAfter_ = 0;
 };
 
+// Everything that will be sent is made here, so none of it is while the server waits.
 Client::Client(const Options &options) : options_(options) {
     rlimit files{};
     getrlimit(RLIMIT_NOFILE, &files);
@@ -351,6 +355,7 @@ Client::~Client() {
     close(epoll_);
 }
 
+// The warm-up is half as long as the measurement: Node compiles what it finds busy then.
 void Client::run() {
     residentBefore_ = residentMemory(options_.pid);
     if (!isChurn()) connectAll();
@@ -367,6 +372,9 @@ void Client::run() {
     drain();
 }
 
+// Rates are per second, times in microseconds, memory in bytes; shares are of one core. `rate`
+// and `cpu_us` are of all messages (in a broadcast: of those delivered, in churn: of connections),
+// p50 and p99 of those of the active connections, speech_p50 and speech_p99 of the idle ones.
 void Client::report() {
     const auto wall = static_cast<double>(end_.wall - begin_.wall);
     const auto server = static_cast<double>(end_.server - begin_.server);
@@ -386,6 +394,7 @@ void Client::report() {
 
 // --- the course of a measurement ---------------------------------------------------
 
+// A hundred and some at a time: no server shall have to turn anybody away.
 void Client::connectAll() {
     for (Connection &c : connections_) {
         while (connecting_ >= kConnectingAtOnce) turn(now_ + kPatience);
@@ -453,6 +462,7 @@ void Client::speak() {
 
 // --- a connection's life ---------------------------------------------------------------
 
+// The request follows when the connection is there, which is when it can be written to.
 void Client::open(Connection &c) {
     c.fd = socket(AF_INET, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
     if (c.fd < 0) fail("socket: " + std::string(std::strerror(errno)));
@@ -476,6 +486,7 @@ void Client::open(Connection &c) {
     c.watchesOut = true;
 }
 
+// What has happened to a connection: it is there, has room for more, or has something for us.
 void Client::serve(Connection &c, std::uint32_t events) {
     if (c.state == State::connecting) {
         if (::send(c.fd, kRequest.data(), kRequest.size(), MSG_NOSIGNAL) !=
@@ -489,6 +500,7 @@ void Client::serve(Connection &c, std::uint32_t events) {
     if (events & ~std::uint32_t{EPOLLOUT}) receive(c);
 }
 
+// Reads once: what is left then brings the next event.
 void Client::receive(Connection &c) {
     const ssize_t size = recv(c.fd, inbox_.data(), inbox_.size(), 0);
     if (size < 0 && (errno == EAGAIN || errno == EINTR)) return;
@@ -539,6 +551,7 @@ void Client::receiveStream(Connection &c, const char *bytes, size_t size) {
     if (count > 0) answered(c, count);
 }
 
+// So many messages came back, in one piece: as many go out, in one piece.
 void Client::answered(Connection &c, size_t count) {
     lastProgress_ = now_;
     Latencies &latencies = c.active ? latencies_ : speeches_;
@@ -579,6 +592,7 @@ void Client::receiveBroadcast(Connection &c, const char *bytes, size_t size) {
         ++c.received;
         done(1);
         if (sender == c.number) {
+            if (c.sent.empty()) fail("the server sent more than it was asked for");
             note(latencies_, c.sent.front());
             c.sent.pop_front();
             if (phase_ == Phase::loading) send(c, 1);
@@ -627,6 +641,7 @@ void Client::send(Connection &c, size_t count) {
     flush(c);
 }
 
+// Writes what is due, as far as it goes; the rest waits for room.
 void Client::flush(Connection &c) {
     const size_t period = c.window * c.traffic.outFrame;
     while (c.toSend > 0) {

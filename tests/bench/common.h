@@ -17,6 +17,11 @@
 #ifndef WS_TESTS_BENCH_COMMON_H
 #define WS_TESTS_BENCH_COMMON_H
 
+// What is included behind this shall not spend time on assertions. (Ours has none.)
+#ifndef NDEBUG
+#define NDEBUG
+#endif
+
 #if __has_include(<json/json.h>)
 #include <json/json.h>
 #else
