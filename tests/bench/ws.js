@@ -34,7 +34,9 @@ const server = new WebSocketServer({
     maxPayload: 4 << 20,
     perMessageDeflate: false,
 });
-server.on('listening', () => console.log(`${server.address().port} ws ${version}, Node ${process.versions.node}`));
+server.on('listening', () => {
+    console.log(`${server.address().port} ws ${version}, Node ${process.versions.node}`);
+});
 server.on('connection', (socket) => {
     socket.on('message', (data, isBinary) => handle(socket, data, isBinary));
     socket.on('error', () => {});  // a peer that is lost; 'close' follows
