@@ -241,7 +241,9 @@ deps-fuzz: ## for fuzz
 deps-coverage: ## for coverage
 deps-valgrind: ## for valgrind
 deps-bench: ## for bench
-deps_groups := lint install interop differential fuzz coverage valgrind bench
+deps-micro: ## for bench-micro
+deps-counts: ## for counts
+deps_groups := lint install interop differential fuzz coverage valgrind bench micro counts
 $(deps_groups:%=deps-%): deps-%:
 	@CXX='$(CXX)' .ci/deps base $*
 
@@ -369,6 +371,27 @@ bench: $(bench_servers) $(benched)/client | deps-bench  ## Measures this server 
 bench-check: $(bench_servers) $(benched)/client | deps-bench  ## Whether that can be measured
 	@tests/bench/run --programs=$(benched) --check
 
+bench-micro: .build/micro  ## How fast its parts are that look at each byte
+	@.build/micro
+
+.build/micro: $(plain)/tests/bench/micro.o
+	$(call say,link $@)$(link) -pthread $^ -lbenchmark $(libs) -o $@
+
+$(plain)/tests/bench/micro.o: | deps-micro
+
+# Counted is what -O2 makes of it, whatever CXXFLAGS say.
+counts counts-update: CXXFLAGS = -O2 -g
+counts: .build/counts  ## Whether a message takes as many instructions as the table says
+	@tests/counts/run $< $(CXX)
+
+counts-update: .build/counts  ## Writes that table
+	@tests/counts/run $< $(CXX) --update
+
+.build/counts: $(plain)/tests/counts/stories.o $(plain)/server.o
+	$(call say,link $@)$(link) $^ $(libs) -o $@
+
+$(plain)/tests/counts/stories.o: | deps-counts
+
 # libFuzzer comes with clang only, and Apple's has none. The targets include ../../server.cpp;
 # the whole server gets its system calls from a kernel in memory.
 FUZZ_SECONDS ?= 60
@@ -429,7 +452,7 @@ always:
 .PHONY: all always library examples run test built-tests help clean install uninstall
 .PHONY: deps $(deps_groups:%=deps-%) differential coverage built-coverage
 .PHONY: fuzz fuzz-replay valgrind built-valgrind soak
-.PHONY: attack attack-check bench bench-check
+.PHONY: attack attack-check bench bench-check bench-micro counts counts-update
 .PHONY: lint format-check cppcheck $(compiled) $(tidied) format dropin-check install-check interop
 .DELETE_ON_ERROR:
 .SECONDARY:

@@ -3,9 +3,13 @@
 
 // How fast the parts of server.cpp are that look at each byte, one by one and without sockets:
 // `make bench-micro`. It includes server.cpp, as the white-box tests do, and needs Google Benchmark.
-#include "../../server.cpp"
-
 #include <benchmark/benchmark.h>
+
+#if defined(__GNUC__) && !defined(__clang__)  // see tests/white.h
+#pragma GCC diagnostic ignored "-Wsubobject-linkage"
+#endif
+
+#include "../../server.cpp"
 
 namespace {
 
@@ -15,7 +19,7 @@ using benchmark::State;
 void sizes(benchmark::internal::Benchmark *row) { row->Arg(20)->Arg(200)->Arg(4096)->Arg(262144); }
 
 void countBytes(State &state, std::size_t size) {
-    state.SetBytesProcessed(static_cast<std::int64_t>(state.iterations() * size));
+    state.SetBytesProcessed(state.iterations() * static_cast<std::int64_t>(size));
 }
 
 std::string repeated(std::string_view text, std::size_t size) {
@@ -41,11 +45,11 @@ void utf8(State &state, std::string_view text) {
     for (auto _ : state) benchmark::DoNotOptimize(isUtf8(all));
     countBytes(state, all.size());
 }
-BENCHMARK_CAPTURE(utf8, ASCII, "The quick brown fox. ")->Apply(sizes);
-BENCHMARK_CAPTURE(utf8, German, "Zwölf Boxkämpfer jagen Viktor über den großen Deich. ")->Apply(sizes);
-BENCHMARK_CAPTURE(utf8, Greek, "Ξεσκεπάζω την ψυχοφθόρα βδελυγμία. ")->Apply(sizes);
-BENCHMARK_CAPTURE(utf8, Japanese, "いろはにほへとちりぬるを")->Apply(sizes);
-BENCHMARK_CAPTURE(utf8, emoji, "🌍🌎🌏")->Apply(sizes);
+BENCHMARK_CAPTURE(utf8, ASCII, "ASCII ")->Apply(sizes);
+BENCHMARK_CAPTURE(utf8, German, "Größe: ")->Apply(sizes);
+BENCHMARK_CAPTURE(utf8, Greek, "γειά σου ")->Apply(sizes);
+BENCHMARK_CAPTURE(utf8, Japanese, "いろは")->Apply(sizes);
+BENCHMARK_CAPTURE(utf8, emoji, "🌍")->Apply(sizes);
 
 // A client's frames, one behind the other, as many as are in one recv(): masked text.
 void frames(State &state) {
@@ -71,7 +75,8 @@ void frames(State &state) {
         }
     }
     countBytes(state, inbox.size());
-    state.SetItemsProcessed(static_cast<std::int64_t>(state.iterations() * inbox.size() / frame.size()));
+    state.SetItemsProcessed(state.iterations() *
+                            static_cast<std::int64_t>(inbox.size() / frame.size()));
 }
 BENCHMARK(frames)->Apply(sizes);
 
@@ -101,7 +106,7 @@ void handshake(State &state) {
         benchmark::DoNotOptimize(acceptKey(fieldValue(head, "Sec-WebSocket-Key")));
     }
     countBytes(state, request.size());
-    state.SetItemsProcessed(static_cast<std::int64_t>(state.iterations()));
+    state.SetItemsProcessed(state.iterations());
 }
 BENCHMARK(handshake);
 

@@ -216,12 +216,14 @@ std::string repeated(std::string_view text, std::size_t size) {
 }  // namespace
 
 int main() try {
-    const std::string greek = repeated("\xce\xb1\xce\xb2\xce\xb3 \xe2\x82\xac \xf0\x9f\x8c\x8d ", 4096);
+    const std::string greek =
+        repeated("\xce\xb1\xce\xb2\xce\xb3 \xe2\x82\xac \xf0\x9f\x8c\x8d ", 4096);
     const std::string json = R"({"type":"say","to":["a","b"],"text":"Hello, world","n":12345})";
     const Row rows[] = {
         {"echo, 20 bytes", Answer::echo, 100, 1, 0, 1, std::string(20, 'x'), 50},
         {"echo, 20 bytes, 16 at once", Answer::echo, 100, 16, 0, 1, std::string(20, 'x'), 10},
-        {"echo, 20 bytes, among 1000 silent", Answer::echo, 100, 1, 1000, 1, std::string(20, 'x'), 50},
+        {"echo, 20 bytes, among 1000 silent", Answer::echo, 100, 1, 1000, 1, std::string(20, 'x'),
+         50},
         {"echo, 200 bytes", Answer::echo, 100, 1, 0, 1, std::string(200, 'x'), 50},
         {"echo, 4 KiB, not ASCII", Answer::echo, 10, 1, 0, 1, greek, 20},
         {"echo, 64 KiB binary", Answer::echo, 10, 1, 0, 2, std::string(65536, 'x'), 10},
