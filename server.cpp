@@ -763,9 +763,10 @@ int WSLoop::pollSome(int wait) {
         frontWasQuiet_ = ready == 0;
         return ready;
     }
+    // (Where there are connections there are clocks to be read, so `wait` is not "for ever".)
     slice_ = looked_;
     const int ready = ::poll(pollfds_.data(), static_cast<nfds_t>(firstConnection_ + front_),
-                             wait < 0 ? left : std::min(wait, left));
+                             std::min(wait, left));
     frontWasQuiet_ = ready == 0;
     const std::size_t size = sliceSize();
     if (ready <= 0 || size == 0) return ready;

@@ -794,6 +794,27 @@ TEST_CASE("Who waits for us to read on is not given up, nor who takes a little n
     for (int i = 0; i < 100; ++i) REQUIRE(eager.hear() == "text hello");
 }
 
+TEST_CASE("Who turns out to be gone when its queue is full is not taken for a slow reader") {
+    faults::reset();
+    Server server([](Config &config) { config.maxQueuedBytes = 1'000'000; });
+    Peer peer(server, "/", "", 4096);
+    peer.appetite = 0;
+    const std::string much(400'000, 'x');
+    while (server.user(1).backlog() < 600'000) {
+        CHECK(server.sendToUser(server.user(1), much));
+        turnInside(server);
+    }
+    faults::state.rule = [](faults::Call call, std::size_t) {
+        return call == faults::kSend || call == faults::kSendmsg ? ECONNRESET : faults::kWorks;
+    };
+    {
+        const faults::Inside inside;
+        CHECK_FALSE(server.sendToUser(server.user(1), much));
+    }
+    turnInside(server);
+    CHECK(has(joined(server.hooks), "preDisconnect 1 1006"));
+}
+
 TEST_CASE("Who does not read is given up, although its requests wait here") {
     faults::reset();
     Server server;
@@ -938,7 +959,9 @@ TEST_CASE("Whoever comes and goes on the way, no rotation passes over anybody") 
         Hall hall(200);
         std::mt19937 chance(seed);
         std::map<std::size_t, int> spoke;  // who waits to be heard, and since when
+        std::vector<std::unique_ptr<Peer>> newcomers;
         for (int i = 0; i < 300; ++i) {
+            if (i % 20 == 0) newcomers.push_back(std::make_unique<Peer>(hall.server()));
             const std::size_t one = chance() % 200, other = chance() % 200;
             if (hall.silent[one] && spoke.count(one) == 0) hall.silent[one].reset();
             if (hall.silent[other] && spoke.count(other) == 0) {
