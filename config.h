@@ -99,7 +99,7 @@ struct WSBaseConfig {
     // of 1 MiB would hold up everybody for 0.1 s and more.
     int maxJsonValues = 16384;
 
-    // --- how long, in seconds (the clocks are read once a second) ------------
+    // --- how long, in seconds (but for tick(), clocks are read once a second) -
 
     // From accept to the end of the request's head, however it trickles in.
     double handshakeSeconds = 10;
@@ -114,6 +114,10 @@ struct WSBaseConfig {
 
     // How long a shutdown waits for queues to drain and peers to close.
     double shutdownSeconds = 10;
+
+    // Between two calls of tick(), from 0.001 on, in whole milliseconds. 0 turns it off. For
+    // what the server does by itself: a game's next step, a look at a database.
+    double tickSeconds = 0;
 
     // How long the listeners rest when the system has no descriptor left, and a connection
     // for which it has no memory. Less recovers sooner, and costs more while it lasts.

@@ -103,6 +103,8 @@ namespace {
 
 using Milliseconds = std::int64_t;  // of the monotonic clock
 
+Milliseconds milliseconds(double seconds) { return static_cast<Milliseconds>(seconds * 1000); }
+
 // The answer of every parser: done (and how many bytes it used), need more, or bad
 // (a close code or an HTTP status, and the reason).
 struct Progress {
@@ -429,6 +431,7 @@ struct WSLoop {
     void wakeUp();
     void failedCall(WSConnection &c, const char *what, int error);
     int waitAtMost(std::chrono::milliseconds timeout) const;
+    Milliseconds tickPeriod() const { return milliseconds(config_.tickSeconds); }
     int pollSome(int wait);
     void beginRotation();
     Milliseconds rotationTime() const;
@@ -446,6 +449,7 @@ struct WSLoop {
     void readClock(WSConnection &c);
     void checkAlive(WSConnection &c);
     void heedStop();
+    void tick();
     void beginShutdown();
     void sendAway(WSConnection &c);
     bool shutdownEnded();
@@ -555,6 +559,7 @@ struct WSLoop {
     int framesEach_ = 0;    // what each may read in this turn
     Milliseconds now_ = 0;  // read once per turn
     Milliseconds nextClocks_ = 0;
+    Milliseconds lastTick_ = 0;  // when tick() was due last
     bool resting_ = false;  // the listeners, or some connections, until:
     Milliseconds restUntil_ = 0;
 
@@ -628,8 +633,6 @@ Milliseconds monotonicNow() {
     ::clock_gettime(CLOCK_MONOTONIC, &now);
     return Milliseconds{now.tv_sec} * 1000 + now.tv_nsec / 1'000'000;
 }
-
-Milliseconds milliseconds(double seconds) { return static_cast<Milliseconds>(seconds * 1000); }
 
 std::string errorText(int error) { return std::generic_category().message(error); }
 
@@ -732,6 +735,7 @@ bool WSLoop::turn(std::chrono::milliseconds timeout) {
     if (error == 0 || error == EINTR) readClocks();
     else pollFailed(error);
     heedStop();
+    tick();
     sendBackSilent();
 
     // 4. Write: one send for each connection that has something queued.
@@ -872,6 +876,7 @@ int WSLoop::waitAtMost(std::chrono::milliseconds timeout) const {
     if (!connections_.empty()) until = std::min(until, nextClocks_);
     if (shuttingDown_) until = std::min(until, shutdownDeadline_);
     if (resting_) until = std::min(until, restUntil_);
+    if (tickPeriod() > 0) until = std::min(until, lastTick_ + tickPeriod());
     if (until == kNever) return -1;
     return static_cast<int>(std::max<Milliseconds>(until - now_, 0));
 }
@@ -998,6 +1003,15 @@ void WSLoop::heedStop() {
         else log(WSLevel::debug, [] { return "preShutdown() objected: the server goes on"; });
     }
     stopAsked_ = false;
+}
+
+// On the beat: the next one is due a whole number of periods after the first, however late
+// this one is.
+void WSLoop::tick() {
+    const Milliseconds period = tickPeriod();
+    if (period == 0 || now_ - lastTick_ < period) return;
+    lastTick_ = now_ - (now_ - lastTick_) % period;
+    callHook(nullptr, "tick", [&] { server_.tick(); });
 }
 
 void WSLoop::beginShutdown() {
@@ -1853,6 +1867,9 @@ void checkConfig(const WSBaseConfig &config) {
     checkSeconds("pingSeconds", config.pingSeconds, true);
     checkSeconds("closeSeconds", config.closeSeconds, false);
     checkSeconds("shutdownSeconds", config.shutdownSeconds, true);
+    checkSeconds("tickSeconds", config.tickSeconds, true);
+    require(config.tickSeconds == 0 || config.tickSeconds >= 0.001, "tickSeconds",
+            config.tickSeconds, "set at least 0.001, or 0 for no ticks");
     checkSeconds("restSeconds", config.restSeconds, false);
     checkSeconds("busySeconds", config.busySeconds, true);
     checkSeconds("rotationSeconds", config.rotationSeconds, false);
@@ -1991,6 +2008,7 @@ void WSLoop::listen() {
     origins_ = checkOrigins(config_.uniqueOrigin);
     openListeners();
     raiseFileLimit();
+    lastTick_ = now_ = std::max(now_, monotonicNow());
     log(WSLevel::debug, [&] {
         return "listening at " + (config_.address.empty() ? "every address" : config_.address) +
                ", port " + std::to_string(port_);

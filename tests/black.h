@@ -110,7 +110,7 @@ class Server : public WebSocketServer<User, Config> {
 
     std::function<void(User &, WSMessage &)> onProcess, onPreSend, onPostSend;
     std::function<void(User &)> onPreConnect, onPostConnect, onPreDisconnect, onDrained;
-    std::function<void()> onPostDisconnect, onPostShutdown;
+    std::function<void()> onPostDisconnect, onPostShutdown, onTick;
     std::function<void(bool &)> onPreShutdown;
     std::function<void(const WSRequest &, WSResponse &)> onHttp;
 
@@ -182,6 +182,10 @@ class Server : public WebSocketServer<User, Config> {
     void postShutdown() override {
         hooks.emplace_back("postShutdown");
         if (onPostShutdown) onPostShutdown();
+    }
+    void tick() override {
+        hooks.emplace_back("tick");
+        if (onTick) onTick();
     }
     void httpRequest(const WSRequest &request, WSResponse &response) override {
         hooks.push_back("httpRequest " + request.path());

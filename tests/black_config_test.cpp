@@ -85,6 +85,9 @@ TEST_CASE("A bad field is refused with its name, its value and what to do") {
         {"closeSeconds", "nan", [](Config &c) { c.closeSeconds = kNaN; }},
         {"shutdownSeconds", "-0.5", [](Config &c) { c.shutdownSeconds = -0.5; }},
         {"shutdownSeconds", "1000000000", [](Config &c) { c.shutdownSeconds = 1e9; }},
+        {"tickSeconds", "-1", [](Config &c) { c.tickSeconds = -1; }},
+        {"tickSeconds", "nan", [](Config &c) { c.tickSeconds = kNaN; }},
+        {"tickSeconds", "0.0005", [](Config &c) { c.tickSeconds = 0.0005; }},
         {"restSeconds", "0", [](Config &c) { c.restSeconds = 0; }},
     };
     for (const char *protocol : {"", "a b", "a,b", "chat/2", "\xC3\xA4", "a\r\nb"})
