@@ -7,7 +7,7 @@
 // change it. listen() checks them all and throws std::invalid_argument with a
 // sentence that names the field, its value and what to do.
 //
-// address, port and uniqueOrigin are read once, by listen(). All others are read
+// Where to listen, and uniqueOrigin, are read once, by listen(). All others are read
 // each time they matter, so the program may change them while the server runs (in
 // a hook: there is only one thread). They are not checked again then.
 
@@ -26,10 +26,29 @@ struct WSBaseConfig {
     // A host name or a numeric address; the server listens on every address it
     // resolves to, IPv4 and IPv6. The default reaches this machine only. Empty
     // means every interface: then anybody who reaches the port can connect.
+    // "unix:/run/chat/socket" is a Unix socket with that path, for a proxy on the same
+    // machine. What a server that died has left there is replaced; what a living
+    // one has, or is no socket, is not.
     std::string address = "localhost";
+
+    // Who may connect to a Unix socket, as chmod() takes it: who may write to it. 0 to 0777.
+    // The default is its owner and its group; the proxy's user is to be in that group.
+    int unixMode = 0660;
 
     // TCP port, 0 to 65535. With 0 the system picks a free one; port() tells it.
     int port = 12345;
+
+    // True lets several processes that all say so listen at the same port; the system hands
+    // each of them its share of the connections (SO_REUSEPORT; on Linux and FreeBSD).
+    // They are separate servers: nobody can be sent to who is another one's user.
+    bool reusePort = false;
+
+    // The descriptor of a listening socket, TCP or Unix, that somebody else has opened: systemd
+    // (there it is 3, the first that LISTEN_FDS counts) or a parent process, so that
+    // nobody is turned away while the program is replaced. -1: none; else address, port and
+    // what belongs to them are not used. The server listens with a copy, and makes it
+    // non-blocking; the descriptor stays yours to close.
+    int listenFd = -1;
 
     // The origins whose pages may connect, such as "https://example.com" or
     // "http://localhost:8080": scheme, host and, unless it is the scheme's

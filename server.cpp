@@ -83,7 +83,9 @@
 #include <poll.h>
 #include <sys/resource.h>
 #include <sys/socket.h>
+#include <sys/stat.h>
 #include <sys/uio.h>
+#include <sys/un.h>
 #include <unistd.h>
 
 #ifndef MSG_NOSIGNAL  // where it is missing, SO_NOSIGPIPE does it: see prepareSocket()
@@ -521,7 +523,11 @@ struct WSLoop {
     // Listening (section 7)
     void listen();
     void openListeners();
+    int openConfigured();
     int openListenersOf(const addrinfo *list);
+    int openUnixListener();
+    template <class Open>
+    int addListener(Open &&open);
     void closeListeners();
     void raiseFileLimit();
     void stop() noexcept;
@@ -531,6 +537,8 @@ struct WSLoop {
     WSBaseConfig &config_;
     std::vector<std::string> origins_;  // config_.uniqueOrigin, in one spelling
     int port_ = 0;
+    std::string socketPath_;     // of the listener, if it is a Unix socket, and
+    struct stat socketFile_ {};  // its file
 
     // Entry 0 of the array is the wake pipe, then come the listeners; entry
     // firstConnection_ + i belongs to connections_[i].
@@ -560,7 +568,7 @@ struct WSLoop {
     Milliseconds now_ = 0;  // read once per turn
     Milliseconds nextClocks_ = 0;
     Milliseconds lastTick_ = 0;  // when tick() was due last
-    bool resting_ = false;  // the listeners, or some connections, until:
+    bool resting_ = false;       // the listeners, or some connections, until:
     Milliseconds restUntil_ = 0;
 
     // Shared by all connections, so that idle ones need none.
@@ -1621,8 +1629,9 @@ int acceptNonBlocking(int listener, sockaddr_storage &peer) {
     return fd;
 }
 
-// "127.0.0.1", "::1".
+// "127.0.0.1", "::1", "unix".
 std::string numericAddress(const sockaddr_storage &address) {
+    if (address.ss_family == AF_UNIX) return "unix";
     std::array<char, INET6_ADDRSTRLEN> text{};
     const void *bytes = nullptr;
     if (address.ss_family == AF_INET)
@@ -1838,11 +1847,32 @@ void checkSeconds(const char *field, double seconds, bool zeroIsFine) {
                        : "set a number of seconds above 0, at most 1000000");
 }
 
+constexpr std::string_view kUnix = "unix:";
+
+// The path in "unix:/path"; nothing if the address is another one.
+std::optional<std::string> unixPath(const std::string &address) {
+    if (address.compare(0, kUnix.size(), kUnix) != 0) return std::nullopt;
+    return address.substr(kUnix.size());
+}
+
+void checkPlace(const WSBaseConfig &config) {
+    const std::optional<std::string> path = unixPath(config.address);
+    if (path && (path->empty() || path->size() >= sizeof(sockaddr_un::sun_path) ||
+                 path->find('\0') != path->npos))
+        reject("address", quoted(printable(config.address)),
+               "set a path behind \"unix:\" that is no longer than a Unix socket's may be");
+    require(config.unixMode >= 0 && config.unixMode <= 0777, "unixMode", config.unixMode,
+            "set 0 to 0777, such as 0660");
+    require(config.port >= 0 && config.port <= 65535, "port", config.port,
+            "set 0 (the system picks one) to 65535");
+    require(config.listenFd >= -1, "listenFd", config.listenFd,
+            "set the descriptor of a listening socket, or -1 for none");
+}
+
 // Throws std::invalid_argument, with a sentence that names the field, for the first
 // field that makes no sense.
 void checkConfig(const WSBaseConfig &config) {
-    require(config.port >= 0 && config.port <= 65535, "port", config.port,
-            "set 0 (the system picks one) to 65535");
+    checkPlace(config);
     require(config.maxUsers >= 1, "maxUsers", config.maxUsers, "set at least 1");
     require(config.maxPending >= 1, "maxPending", config.maxPending, "set at least 1");
     require(config.maxUsersPerAddress >= 0, "maxUsersPerAddress", config.maxUsersPerAddress,
@@ -1923,14 +1953,17 @@ void setPort(sockaddr_storage &address, int port) {
     if (address.ss_family == AF_INET6) reinterpret_cast<sockaddr_in6 &>(address).sin6_port = value;
 }
 
-// 0 and errno if it can not be had.
-int portOf(int listener) {
+// The port of a listener, 0 if it is a Unix socket. False and errno if it can not be had.
+bool readPort(int listener, int &port) {
     sockaddr_storage address{};
     socklen_t size = sizeof address;
-    if (::getsockname(listener, reinterpret_cast<sockaddr *>(&address), &size) != 0) return 0;
-    const bool six = address.ss_family == AF_INET6;
-    return ntohs(six ? reinterpret_cast<sockaddr_in6 &>(address).sin6_port
-                     : reinterpret_cast<sockaddr_in &>(address).sin_port);
+    if (::getsockname(listener, reinterpret_cast<sockaddr *>(&address), &size) != 0) return false;
+    port = 0;
+    if (address.ss_family == AF_INET)
+        port = ntohs(reinterpret_cast<sockaddr_in &>(address).sin_port);
+    if (address.ss_family == AF_INET6)
+        port = ntohs(reinterpret_cast<sockaddr_in6 &>(address).sin6_port);
+    return true;
 }
 
 // A name may resolve to the same address twice.
@@ -1961,8 +1994,16 @@ AddressList resolve(const WSBaseConfig &config) {
     return {list, &::freeaddrinfo};
 }
 
+// Gives up a socket over an error, which it keeps.
+int closeKeepingErrno(int fd) {
+    const int error = errno;
+    ::close(fd);
+    errno = error;
+    return -1;
+}
+
 // A listening socket, or -1 and errno.
-int openListeningSocket(const addrinfo &where, int port) {
+int openListeningSocket(const addrinfo &where, int port, bool reusePort) {
     const int fd = ::socket(where.ai_family, where.ai_socktype, where.ai_protocol);
     if (fd < 0) return -1;
     sockaddr_storage address{};
@@ -1971,14 +2012,74 @@ int openListeningSocket(const addrinfo &where, int port) {
     const int on = 1;
     ::setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &on, sizeof on);
     if (where.ai_family == AF_INET6) ::setsockopt(fd, IPPROTO_IPV6, IPV6_V6ONLY, &on, sizeof on);
-    if (setNonBlocking(fd) &&
+    if ((!reusePort || ::setsockopt(fd, SOL_SOCKET, SO_REUSEPORT, &on, sizeof on) == 0) &&
+        setNonBlocking(fd) &&
         ::bind(fd, reinterpret_cast<sockaddr *>(&address), where.ai_addrlen) == 0 &&
         ::listen(fd, SOMAXCONN) == 0)
         return fd;
-    const int error = errno;
+    return closeKeepingErrno(fd);
+}
+
+// Whether a file is a socket at which nobody listens: it was left by a server that died. Two
+// servers that find the same one at the same moment may both take its place, and the last has
+// it; who starts several at once at one path had better not.
+bool isStale(const sockaddr_un &where) {
+    struct stat file {};
+    ::lstat(where.sun_path, &file);
+    const int fd = S_ISSOCK(file.st_mode) ? ::socket(AF_UNIX, SOCK_STREAM, 0) : -1;
+    if (fd < 0) return false;
+    const auto *address = reinterpret_cast<const sockaddr *>(&where);
+    const bool refused =
+        setNonBlocking(fd) && ::connect(fd, address, sizeof where) != 0 && errno == ECONNREFUSED;
     ::close(fd);
-    errno = error;
+    return refused;
+}
+
+// bind(), also over what is stale; else the error is EADDRINUSE.
+bool bindUnix(int fd, const sockaddr_un &where) {
+    const auto *address = reinterpret_cast<const sockaddr *>(&where);
+    if (::bind(fd, address, sizeof where) == 0) return true;
+    if (errno != EADDRINUSE) return false;
+    if (isStale(where) && ::unlink(where.sun_path) == 0)
+        return ::bind(fd, address, sizeof where) == 0;
+    errno = EADDRINUSE;
+    return false;
+}
+
+// A listening Unix socket, or -1 and errno. Nobody can connect before listen(), when its mode
+// is what it shall be.
+int openUnixSocket(const std::string &path, int mode) {
+    sockaddr_un where{};
+    where.sun_family = AF_UNIX;
+    path.copy(where.sun_path, sizeof where.sun_path - 1);
+    const int fd = ::socket(AF_UNIX, SOCK_STREAM, 0);
+    if (fd < 0) return -1;
+    const bool bound = setNonBlocking(fd) && bindUnix(fd, where);
+    if (bound && ::chmod(where.sun_path, static_cast<mode_t>(mode)) == 0 &&
+        ::listen(fd, SOMAXCONN) == 0)
+        return fd;
+    closeKeepingErrno(fd);
+    if (bound) ::unlink(where.sun_path);
     return -1;
+}
+
+// A copy of a socket that listens already, or -1 and errno.
+int copyListener(int fd) {
+    int listens = 0;
+    socklen_t size = sizeof listens;
+    if (::getsockopt(fd, SOL_SOCKET, SO_ACCEPTCONN, &listens, &size) != 0 || listens == 0)
+        reject("listenFd", std::to_string(fd),
+               "no listening socket; set one that listen() was called for, or -1 for none");
+    const int copy = ::fcntl(fd, F_DUPFD_CLOEXEC, 0);
+    return copy < 0 || setNonBlocking(copy) ? copy : closeKeepingErrno(copy);
+}
+
+// Where the server listens, for people.
+std::string placeOf(const WSBaseConfig &config, int port) {
+    if (config.listenFd >= 0) return "listenFd " + std::to_string(config.listenFd);
+    const std::string address =
+        config.address.empty() ? "every address" : "address " + quoted(config.address);
+    return unixPath(config.address) ? address : address + ", port " + std::to_string(port);
 }
 
 }  // namespace
@@ -2009,27 +2110,53 @@ void WSLoop::listen() {
     openListeners();
     raiseFileLimit();
     lastTick_ = now_ = std::max(now_, monotonicNow());
-    log(WSLevel::debug, [&] {
-        return "listening at " + (config_.address.empty() ? "every address" : config_.address) +
-               ", port " + std::to_string(port_);
-    });
+    log(WSLevel::debug, [&] { return "listening at " + placeOf(config_, port_); });
 }
 
-// All addresses get the same port. Where the system picks it for the first of them, another
-// one may find it taken: then they begin anew, a few times.
 void WSLoop::openListeners() {
+    const int error = openConfigured();
+    if (error == 0) return;
+    closeListeners();
+    throw std::runtime_error(placeOf(config_, config_.port) + ": cannot listen there (" +
+                             errorText(error) +
+                             "); stop what has it, or set another address or port");
+}
+
+// 0, or what was wrong. All addresses get the same port. Where the system picks it for the
+// first of them, another one may find it taken: then they begin anew, a few times.
+int WSLoop::openConfigured() {
+    if (config_.listenFd >= 0) return addListener([&] { return copyListener(config_.listenFd); });
+    if (unixPath(config_.address)) return openUnixListener();
     const AddressList list = resolve(config_);
     int error = EADDRINUSE;
     for (int tries = config_.port == 0 ? 10 : 1; tries > 0 && error == EADDRINUSE; --tries) {
         closeListeners();
         error = openListenersOf(list.get());
     }
-    if (error == 0) return;
-    closeListeners();
-    throw std::runtime_error("address " + quoted(config_.address) + ", port " +
-                             std::to_string(config_.port) + ": cannot listen there (" +
-                             errorText(error) +
-                             "); stop what has the port, or set another address or port");
+    return error;
+}
+
+// Opens one with `open`, which gives a socket, or -1 and errno. 0, or what was wrong.
+template <class Open>
+int WSLoop::addListener(Open &&open) {
+    growTo(pollfds_, pollfds_.size() + 1);  // first: a socket must not get lost
+    const int fd = open();
+    if (fd < 0) return errno;
+    pollfds_.insert(pollfds_.begin() + 1, {fd, POLLIN, 0});
+    ++firstConnection_;
+    return readPort(fd, port_) ? 0 : errno;
+}
+
+// The file is remembered, to be removed with the listener.
+int WSLoop::openUnixListener() {
+    std::string path = *unixPath(config_.address);
+    return addListener([&] {
+        const int fd = openUnixSocket(path, config_.unixMode);
+        if (fd < 0) return fd;
+        ::lstat(path.c_str(), &socketFile_);
+        socketPath_ = std::move(path);
+        return fd;
+    });
 }
 
 // 0, or what was wrong with an address. Those that this machine hasn't got (IPv6 may be
@@ -2038,19 +2165,21 @@ int WSLoop::openListenersOf(const addrinfo *list) {
     port_ = config_.port;
     for (const addrinfo *where = list; where != nullptr; where = where->ai_next) {
         if (isRepeated(list, where)) continue;
-        growTo(pollfds_, pollfds_.size() + 1);
-        const int fd = openListeningSocket(*where, port_);
-        if (fd < 0 && (errno == EADDRNOTAVAIL || errno == EAFNOSUPPORT)) continue;
-        if (fd < 0) return errno;
-        pollfds_.insert(pollfds_.begin() + 1, {fd, POLLIN, 0});
-        ++firstConnection_;
-        port_ = portOf(fd);
-        if (port_ == 0) return errno;
+        const int error =
+            addListener([&] { return openListeningSocket(*where, port_, config_.reusePort); });
+        if (error != 0 && error != EADDRNOTAVAIL && error != EAFNOSUPPORT) return error;
     }
     return firstConnection_ > 1 ? 0 : EADDRNOTAVAIL;
 }
 
+// The file of a Unix socket goes first, and only if it is still ours: while we listen nobody
+// takes it for stale, but somebody may have removed it by hand, and another server be there.
 void WSLoop::closeListeners() {
+    struct stat there {};
+    if (!socketPath_.empty() && ::lstat(socketPath_.c_str(), &there) == 0 &&
+        there.st_dev == socketFile_.st_dev && there.st_ino == socketFile_.st_ino)
+        ::unlink(socketPath_.c_str());
+    socketPath_.clear();
     for (; firstConnection_ > 1; --firstConnection_) {
         ::close(pollfds_[1].fd);
         pollfds_.erase(pollfds_.begin() + 1);

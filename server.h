@@ -116,11 +116,11 @@ class WSBaseServer {
 
     // Checks the configuration, opens the listening sockets. Throws
     // std::invalid_argument for a field that makes no sense, std::runtime_error
-    // that names address, port and reason when it cannot listen there.
+    // that names the place and the reason when it cannot listen there.
     void listen();
 
     // The TCP port that is listened on, also where the configuration says 0.
-    // 0 before listen().
+    // 0 before listen(), and for a Unix socket.
     int port() const;
 
     // One turn of the loop, for programs that have a loop of their own: waits at

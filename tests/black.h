@@ -321,6 +321,14 @@ class Client {
         ::fcntl(fd_, F_SETFD, FD_CLOEXEC);
     }
 
+    // With a socket that is connected already.
+    struct Connected {
+        int fd;
+    };
+    Client(WSBaseServer &server, Connected socket) : server_(&server), fd_(socket.fd) {
+        ::fcntl(fd_, F_SETFL, O_NONBLOCK);
+    }
+
     ~Client() { close(); }
     Client(const Client &) = delete;
     Client &operator=(const Client &) = delete;

@@ -30,6 +30,7 @@
 #include <signal.h>
 #include <sys/resource.h>
 #include <sys/socket.h>
+#include <sys/stat.h>
 #include <sys/uio.h>
 #include <unistd.h>
 
@@ -38,16 +39,16 @@ namespace faults {
 // clang-format off
 enum Call : std::size_t {
     kPoll, kRecv, kRecvmsg, kSend, kSendmsg, kAccept, kClose, kShutdown, kSocket, kBind, kListen,
-    kSetsockopt, kGetsockname, kGetaddrinfo, kFcntl, kPipe, kRead, kWrite, kSigaction, kGetrlimit,
-    kSetrlimit, kClock, kMemory, kCalls
+    kSetsockopt, kGetsockname, kGetaddrinfo, kFcntl, kChmod, kPipe, kRead, kWrite, kSigaction,
+    kGetrlimit, kSetrlimit, kClock, kMemory, kCalls
 };
 // clang-format on
 
 constexpr std::array<const char *, kCalls> kNames = {
-    "poll",        "recv",        "recvmsg",   "send",          "sendmsg",     "accept4",
-    "close",       "shutdown",    "socket",    "bind",          "listen",      "setsockopt",
-    "getsockname", "getaddrinfo", "fcntl",     "pipe2",         "read",        "write",
-    "sigaction",   "getrlimit",   "setrlimit", "clock_gettime", "operator new"};
+    "poll",        "recv",        "recvmsg",   "send",      "sendmsg",       "accept4",
+    "close",       "shutdown",    "socket",    "bind",      "listen",        "setsockopt",
+    "getsockname", "getaddrinfo", "fcntl",     "chmod",     "pipe2",         "read",
+    "write",       "sigaction",   "getrlimit", "setrlimit", "clock_gettime", "operator new"};
 
 // What becomes of a call: an error (errno, or EAI_…, which are negative), or one of these.
 constexpr int kWorks = 0;
@@ -300,7 +301,15 @@ int __wrap_fcntl(int fd, int command, ...) {
     va_start(more, command);
     const int value = va_arg(more, int);
     va_end(more);
-    return faults::call(faults::kFcntl, [&] { return __real_fcntl(fd, command, value); });
+    const int result =
+        faults::call(faults::kFcntl, [&] { return __real_fcntl(fd, command, value); });
+    if (command == F_DUPFD_CLOEXEC && result >= 0) faults::opened({result});
+    return result;
+}
+
+int __real_chmod(const char *path, mode_t mode);
+int __wrap_chmod(const char *path, mode_t mode) {
+    return faults::call(faults::kChmod, [&] { return __real_chmod(path, mode); });
 }
 
 int __real_pipe2(int *ends, int flags);

@@ -1,0 +1,336 @@
+// SPDX-License-Identifier: MIT
+// Extendible WebSocket Server
+
+// Where it listens beside TCP ports of its own: Unix sockets, sockets that somebody else has
+// opened, ports that several servers share.
+
+#include "black.h"
+
+#include <cstdio>
+#include <cstdlib>
+#include <fstream>
+
+#include <sys/stat.h>
+#include <sys/un.h>
+
+using namespace black;
+
+namespace {
+
+// A folder that goes with this object, and what is in it.
+class Folder {
+  public:
+    Folder() {
+        if (::mkdtemp(name_) == nullptr) throw std::runtime_error("no folder");
+    }
+    ~Folder() {
+        for (const std::string &file : files_) ::unlink(file.c_str());
+        ::rmdir(name_);
+    }
+    Folder(const Folder &) = delete;
+    Folder &operator=(const Folder &) = delete;
+
+    std::string path(const std::string &file) {
+        files_.push_back(name_ + ("/" + file));
+        return files_.back();
+    }
+
+  private:
+    char name_[20] = "/tmp/wsXXXXXX";
+    Strings files_;
+};
+
+sockaddr_un addressOf(const std::string &path) {
+    sockaddr_un address{};
+    address.sun_family = AF_UNIX;
+    path.copy(address.sun_path, sizeof address.sun_path - 1);
+    return address;
+}
+
+const sockaddr *asAddress(const sockaddr_un &address) {
+    return reinterpret_cast<const sockaddr *>(&address);
+}
+
+// A socket that is connected to that path, or -1.
+int connectTo(const std::string &path) {
+    const int fd = ::socket(AF_UNIX, SOCK_STREAM, 0);
+    const sockaddr_un address = addressOf(path);
+    if (::connect(fd, asAddress(address), sizeof address) == 0) return fd;
+    ::close(fd);
+    return -1;
+}
+
+// What a server that died leaves there.
+void leaveStale(const std::string &path) {
+    const int fd = ::socket(AF_UNIX, SOCK_STREAM, 0);
+    const sockaddr_un address = addressOf(path);
+    REQUIRE(::bind(fd, asAddress(address), sizeof address) == 0);
+    REQUIRE(::listen(fd, 1) == 0);
+    ::close(fd);
+}
+
+bool exists(const std::string &path) { return ::access(path.c_str(), F_OK) == 0; }
+
+std::unique_ptr<Server> serverAt(const std::string &path, int mode = 0660) {
+    return std::make_unique<Server>([&](Config &config) {
+        config.address = "unix:" + path;
+        config.unixMode = mode;
+        config.debug = true;
+    });
+}
+
+// What the constructor of a server at that path complains of.
+std::string complaintAt(const std::string &path) {
+    try {
+        serverAt(path);
+    } catch (const std::runtime_error &e) {
+        return e.what();
+    }
+    return {};
+}
+
+// Somebody comes by that path, and has a message echoed.
+void checkEcho(Server &server, const std::string &path) {
+    const int fd = connectTo(path);
+    REQUIRE(fd >= 0);
+    Client client(server, Client::Connected{fd});
+    client.send(upgrade() + frame(kText, "hello"));
+    CHECK(has(client.head(), " 101 "));
+    client.wait("an echo", [&] { return client.input == "\x81\x05hello"; });
+}
+
+}  // namespace
+
+// ----------------------------------------------------------------------------
+// Unix sockets
+// ----------------------------------------------------------------------------
+
+TEST_CASE("At unix:/path it is served like at a port") {
+    Folder folder;
+    const std::string path = folder.path("socket");
+    const auto server = serverAt(path);
+    CHECK(server->port() == 0);
+    CHECK(server->printed("listening at address \"unix:" + path + '"'));
+    CHECK_FALSE(server->printed("port"));
+    const int fd = connectTo(path);
+    REQUIRE(fd >= 0);
+    Client client(*server, Client::Connected{fd});
+    client.send(upgrade("/here"));
+    CHECK(has(client.head(), " 101 "));
+    CHECK(server->user(1).address() == "unix");
+    CHECK(server->printed("user 1 (unix) came: /here"));
+    checkEcho(*server, path);
+    const int page = connectTo(path);
+    Client browser(*server, Client::Connected{page});
+    browser.send("GET / HTTP/1.1\r\nHost: a\r\n\r\n");
+    CHECK(browser.status() == 426);
+    client.send(closeFrame(1000));
+    client.wait("the end", [&] { return !client.end.empty(); });
+    CHECK(client.end == "EOF");
+}
+
+TEST_CASE("The file has the configured mode, whatever the umask is, and goes with the listener") {
+    for (const int mode : {0600, 0660, 0666}) {
+        for (const mode_t mask : {mode_t{0}, mode_t{077}}) {
+            Folder folder;
+            const std::string path = folder.path("socket");
+            const mode_t before = ::umask(mask);
+            auto server = serverAt(path, mode);
+            ::umask(before);
+            struct stat file {};
+            CHECK(::stat(path.c_str(), &file) == 0);
+            CHECK((file.st_mode & 07777) == static_cast<mode_t>(mode));
+            server->shutdown();
+            server->turn(0ms);
+            CHECK_FALSE(exists(path));
+            server->listen();
+            CHECK(exists(path));
+            server.reset();
+            CHECK_FALSE(exists(path));
+        }
+    }
+}
+
+TEST_CASE("What a server that died has left is replaced, what a living one has is not") {
+    Folder folder;
+    const std::string path = folder.path("socket");
+    leaveStale(path);
+    const auto server = serverAt(path);
+    checkEcho(*server, path);
+    const std::string taken = complaintAt(path);
+    CHECK(has(taken, "\"unix:" + path + '"'));
+    CHECK(has(taken, "in use"));
+    CHECK(has(taken, "set another"));
+    CHECK_FALSE(has(taken, "port 0"));
+    checkEcho(*server, path);
+}
+
+TEST_CASE("A living server whose queue of newcomers is full is not taken for a dead one") {
+    Folder folder;
+    const std::string path = folder.path("socket");
+    const int busy = ::socket(AF_UNIX, SOCK_STREAM, 0);
+    const sockaddr_un address = addressOf(path);
+    REQUIRE(::bind(busy, asAddress(address), sizeof address) == 0);
+    REQUIRE(::listen(busy, 0) == 0);
+    const int waiting = connectTo(path);
+    CHECK(has(complaintAt(path), "in use"));
+    CHECK(exists(path));
+    ::close(waiting);
+    ::close(busy);
+}
+
+TEST_CASE("What is there and is no socket is left alone") {
+    Folder folder;
+    const std::string file = folder.path("file"), link = folder.path("link"),
+                      socket = folder.path("socket");
+    std::ofstream(file) << "precious";
+    CHECK(has(complaintAt(file), "in use"));
+    leaveStale(socket);
+    REQUIRE(::symlink(socket.c_str(), link.c_str()) == 0);
+    CHECK(has(complaintAt(link), "in use"));
+    std::string text;
+    std::ifstream(file) >> text;
+    CHECK(text == "precious");
+    CHECK(exists(socket));
+    CHECK(has(complaintAt(folder.path("nowhere") + "/socket"), "No such file"));
+}
+
+TEST_CASE("A file that another server has put there in the meantime is not removed") {
+    Folder folder;
+    const std::string path = folder.path("socket");
+    auto old = serverAt(path);
+    ::unlink(path.c_str());
+    auto fresh = serverAt(path);
+    old.reset();
+    checkEcho(*fresh, path);
+    ::unlink(path.c_str());
+    fresh.reset();  // it is gone already
+}
+
+TEST_CASE("What could not listen at a path leaves nothing open, nor a file") {
+    const int before = openDescriptors();
+    Folder folder;
+    const std::string path = folder.path("socket");
+    {
+        const auto server = serverAt(path);
+        CHECK_THROWS(serverAt(path));
+        CHECK_THROWS(serverAt("/nowhere/at/all"));
+    }
+    CHECK(openDescriptors() == before);
+    CHECK_FALSE(exists(path));
+}
+
+// ----------------------------------------------------------------------------
+// Sockets that somebody else has opened
+// ----------------------------------------------------------------------------
+
+namespace {
+
+// A socket at a free port of 127.0.0.1.
+int openTcp(bool listens) {
+    const int fd = ::socket(AF_INET, SOCK_STREAM, 0);
+    sockaddr_in address{};
+    address.sin_family = AF_INET;
+    address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+    REQUIRE(::bind(fd, reinterpret_cast<sockaddr *>(&address), sizeof address) == 0);
+    if (listens) REQUIRE(::listen(fd, 10) == 0);
+    return fd;
+}
+
+}  // namespace
+
+TEST_CASE("A socket that listens already is listened at, and stays open") {
+    const int before = openDescriptors();
+    const int fd = openTcp(true);
+    for (int i = 0; i < 2; ++i) {
+        Server server([&](Config &config) {
+            config.listenFd = fd;
+            config.address = "no host";  // is not used
+            config.debug = true;
+        });
+        CHECK(server.printed("listening at listenFd " + std::to_string(fd)));
+        CHECK(server.port() > 0);
+        {
+            Peer peer(server);
+            peer.send(frame(kText, "hello"));
+            CHECK(peer.hear() == "text hello");
+        }
+        server.stop();
+        server.takeLastTurns();
+        server.listen();  // and once more
+        const Peer peer(server);
+        CHECK(server.userCount() == 1);
+    }
+    CHECK(::fcntl(fd, F_GETFD) >= 0);
+    ::close(fd);
+    CHECK(openDescriptors() == before);
+}
+
+TEST_CASE("Who comes while nobody accepts is served by the next server") {
+    const int fd = openTcp(true);
+    const auto change = [&](Config &config) { config.listenFd = fd; };
+    auto server = std::make_unique<Server>(change);
+    const int port = server->port();
+    server.reset();
+    Client client(port);
+    client.send("GET / HTTP/1.1\r\nHost: a\r\n\r\n");
+    Server next(change);
+    pump(next, "a request", [&] { return !next.hooks.empty(); });
+    CHECK(client.status() == 426);
+    ::close(fd);
+}
+
+TEST_CASE("A Unix socket may be handed over, too") {
+    Folder folder;
+    const std::string path = folder.path("socket");
+    const int fd = ::socket(AF_UNIX, SOCK_STREAM, 0);
+    const sockaddr_un address = addressOf(path);
+    REQUIRE(::bind(fd, asAddress(address), sizeof address) == 0);
+    REQUIRE(::listen(fd, 10) == 0);
+    {
+        Server server([&](Config &config) { config.listenFd = fd; });
+        CHECK(server.port() == 0);
+        checkEcho(server, path);
+    }
+    CHECK(exists(path));  // it is not the server's
+    ::close(fd);
+}
+
+TEST_CASE("What is no listening socket is refused by name") {
+    const int quiet = openTcp(false), file = ::open("/dev/null", O_RDONLY);
+    const int before = openDescriptors();
+    for (const int fd : {quiet, file}) {
+        CHECK_THROWS_AS(Server([&](Config &config) { config.listenFd = fd; }),
+                        std::invalid_argument);
+    }
+    CHECK(openDescriptors() == before);
+    ::close(quiet);
+    ::close(file);
+}
+
+// ----------------------------------------------------------------------------
+// Shared ports
+// ----------------------------------------------------------------------------
+
+TEST_CASE("With reusePort several servers share a port, and each gets some of who comes") {
+    const auto shared = [](int port) {
+        return [=](Config &config) {
+            config.port = port;
+            config.reusePort = true;
+        };
+    };
+    Server first(shared(0)), second(shared(first.port()));
+    CHECK(second.port() == first.port());
+    CHECK_THROWS(Server([&](Config &config) { config.port = first.port(); }));
+    std::vector<std::unique_ptr<Client>> clients;
+    for (int i = 0; i < 60; ++i) {
+        clients.push_back(std::make_unique<Client>(first.port()));
+        clients.back()->send(upgrade());
+    }
+    pump(first, "everybody", [&] {
+        second.turn(0ms);
+        return first.userCount() + second.userCount() == 60;
+    });
+    CHECK(first.userCount() > 0);
+    CHECK(second.userCount() > 0);
+}
