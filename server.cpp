@@ -442,6 +442,7 @@ struct WSLoop {
     void moveToFront(const WSConnection &c);
     void sendBackSilent();
     void serve(int ready);
+    void serveWatched(int &ready);
     void serveSlot(std::size_t slot, int &ready);
     void serveConnection(WSConnection &c, short revents);
     template <class Work>
@@ -458,6 +459,12 @@ struct WSLoop {
     void write();
     void tellDrained();
     void bury();
+    void forgetUnwatched();
+
+    // Descriptors of the program's own (section 2)
+    void watch(int fd, short events, std::function<void(short)> function);
+    void unwatch(int fd);
+    std::size_t firstWatched() const { return 1 + listeners_; }
 
     // Reading (section 3)
     void readFrom(WSConnection &c);
@@ -540,10 +547,12 @@ struct WSLoop {
     std::string socketPath_;     // of the listener, if it is a Unix socket, and
     struct stat socketFile_ {};  // its file
 
-    // Entry 0 of the array is the wake pipe, then come the listeners; entry
-    // firstConnection_ + i belongs to connections_[i].
+    // Entry 0 of the array is the wake pipe, then come the listeners; entry firstWatched() + i
+    // belongs to watched_[i], entry firstConnection_ + i to connections_[i].
     std::vector<pollfd> pollfds_;
+    std::size_t listeners_ = 0;
     std::size_t firstConnection_ = 1;
+    std::vector<std::unique_ptr<std::function<void(short)>>> watched_;
     std::vector<std::unique_ptr<WSConnection>> connections_;
 
     // connections_[0, front_) are the front, then come the silent ones: those before looked_
@@ -720,7 +729,7 @@ void strike(std::vector<WSConnection *> &list, const WSConnection &c) {
 // ============================================================================
 
 void WSLoop::run() {
-    if (firstConnection_ == 1) listen();
+    if (listeners_ == 0) listen();
     while (turn(kForever)) {}
 }
 
@@ -860,7 +869,7 @@ void WSLoop::rest(const char *what, int error) {
 
 void WSLoop::wakeUp() {
     resting_ = false;
-    for (std::size_t i = 1; i < firstConnection_; ++i) pollfds_[i].events = POLLIN;
+    for (std::size_t i = 1; i <= listeners_; ++i) pollfds_[i].events = POLLIN;
     for (const auto &c : connections_)
         if (std::exchange(c->resting, false)) touch(*c);
 }
@@ -889,14 +898,15 @@ int WSLoop::waitAtMost(std::chrono::milliseconds timeout) const {
     return static_cast<int>(std::max<Milliseconds>(until - now_, 0));
 }
 
-// The wake pipe, the listeners, those who have something left to be read, then each ready
+// The wake pipe, the listeners, what is watched, those who have something left to be read, then each ready
 // connection. Those that are accepted here are appended, and not ready before the next turn.
 void WSLoop::serve(int ready) {
     const std::size_t left = unread_.size(), front = front_, before = connections_.size();
     framesEach_ = std::max(config_.framesPerTurn / std::max(ready + static_cast<int>(left), 1), 1);
     if (ready > 0 && pollfds_[0].revents != 0) readWakePipe(), --ready;
-    for (std::size_t i = 1; i < firstConnection_ && ready > 0; ++i)
+    for (std::size_t i = 1; i <= listeners_ && ready > 0; ++i)
         if (pollfds_[i].revents != 0) connect(pollfds_[i].fd), --ready;
+    serveWatched(ready);
     for (std::size_t i = 0; i < left; ++i) {
         WSConnection &c = *unread_[i];
         c.readsOn = false;
@@ -1081,6 +1091,52 @@ void WSLoop::bury() {
         if (c->state == State::dead) remove(*c);
     }
     marked_.clear();
+    forgetUnwatched();
+}
+
+// The functions of what is watched. They may watch and unwatch as they like: what is new comes
+// behind, and what is unwatched keeps its place, and its function, until the end of the turn.
+void WSLoop::serveWatched(int &ready) {
+    for (std::size_t i = 0, count = watched_.size(); i < count && ready > 0; ++i) {
+        const pollfd entry = pollfds_[firstWatched() + i];
+        if (entry.revents == 0) continue;
+        --ready;
+        const bool closed = (entry.revents & POLLNVAL) != 0;
+        if (closed)
+            log(WSLevel::error, [&] {
+                return "descriptor " + std::to_string(entry.fd) + " is watched, but closed";
+            });
+        if (closed || !callHook(nullptr, "watch", [&] { (*watched_[i])(entry.revents); }))
+            unwatch(entry.fd);
+    }
+}
+
+void WSLoop::watch(int fd, short events, std::function<void(short)> function) {
+    if (fd < 0 || !function)
+        throw std::invalid_argument("watch() wants a descriptor, and a function to call");
+    growTo(pollfds_, pollfds_.size() + 1);
+    watched_.push_back(std::make_unique<std::function<void(short)>>(std::move(function)));
+    unwatch(fd);
+    const auto end = pollfds_.begin() + static_cast<std::ptrdiff_t>(firstConnection_++);
+    pollfds_.insert(end, {fd, events, 0});
+}
+
+void WSLoop::unwatch(int fd) {
+    for (std::size_t i = firstWatched(); i < firstConnection_; ++i)
+        if (pollfds_[i].fd == fd) pollfds_[i] = {-1, 0, 0};  // poll() passes over it
+}
+
+// What a function holds goes with it, and may watch or unwatch in its destructor: so it goes
+// last.
+void WSLoop::forgetUnwatched() {
+    for (std::size_t i = watched_.size(); i-- > 0;) {
+        const std::size_t place = firstWatched() + i;
+        if (pollfds_[place].fd >= 0) continue;
+        const auto function = std::move(watched_[i]);
+        watched_.erase(watched_.begin() + static_cast<std::ptrdiff_t>(i));
+        pollfds_.erase(pollfds_.begin() + static_cast<std::ptrdiff_t>(place));
+        --firstConnection_;
+    }
 }
 
 // ============================================================================
@@ -1659,7 +1715,7 @@ void WSLoop::connect(int listener) {
             return;
         } else if (errno != EINTR && errno != ECONNABORTED && errno != EPROTO) {
             rest("accept", errno);
-            for (std::size_t k = 1; k < firstConnection_; ++k) pollfds_[k].events = 0;
+            for (std::size_t k = 1; k <= listeners_; ++k) pollfds_[k].events = 0;
             return;
         }
     }
@@ -2104,7 +2160,7 @@ WSLoop::~WSLoop() {
 }
 
 void WSLoop::listen() {
-    if (firstConnection_ > 1) return;
+    if (listeners_ > 0) return;
     checkConfig(config_);
     origins_ = checkOrigins(config_.uniqueOrigin);
     openListeners();
@@ -2143,6 +2199,7 @@ int WSLoop::addListener(Open &&open) {
     const int fd = open();
     if (fd < 0) return errno;
     pollfds_.insert(pollfds_.begin() + 1, {fd, POLLIN, 0});
+    ++listeners_;
     ++firstConnection_;
     return readPort(fd, port_) ? 0 : errno;
 }
@@ -2169,7 +2226,7 @@ int WSLoop::openListenersOf(const addrinfo *list) {
             addListener([&] { return openListeningSocket(*where, port_, config_.reusePort); });
         if (error != 0 && error != EADDRNOTAVAIL && error != EAFNOSUPPORT) return error;
     }
-    return firstConnection_ > 1 ? 0 : EADDRNOTAVAIL;
+    return listeners_ > 0 ? 0 : EADDRNOTAVAIL;
 }
 
 // The file of a Unix socket goes first, and only if it is still ours: while we listen nobody
@@ -2180,7 +2237,7 @@ void WSLoop::closeListeners() {
         there.st_dev == socketFile_.st_dev && there.st_ino == socketFile_.st_ino)
         ::unlink(socketPath_.c_str());
     socketPath_.clear();
-    for (; firstConnection_ > 1; --firstConnection_) {
+    for (; listeners_ > 0; --listeners_, --firstConnection_) {
         ::close(pollfds_[1].fd);
         pollfds_.erase(pollfds_.begin() + 1);
     }
@@ -2242,6 +2299,10 @@ int WSBaseServer::port() const { return loop_->port_; }
 bool WSBaseServer::turn(std::chrono::milliseconds timeout) { return loop_->turn(timeout); }
 void WSBaseServer::shutdown() { loop_->stopAsked_ = true; }
 void WSBaseServer::stop() noexcept { loop_->stop(); }
+void WSBaseServer::watch(int fd, short events, std::function<void(short)> function) {
+    loop_->watch(fd, events, std::move(function));
+}
+void WSBaseServer::unwatch(int fd) { loop_->unwatch(fd); }
 void WSBaseServer::stopOn(std::initializer_list<int> signals) { loop_->stopOn(signals); }
 
 bool WSBaseServer::sendToUser(WSBaseUser &user, const WSMessage &msg) {

@@ -26,6 +26,7 @@
 
 #include <chrono>
 #include <cstddef>
+#include <functional>
 #include <initializer_list>
 #include <memory>
 #include <string>
@@ -140,6 +141,21 @@ class WSBaseServer {
     // once, hooks included. The previous handlers are restored by the destructor. A
     // signal can be had by one server of a process: std::logic_error for a second.
     void stopOn(std::initializer_list<int> signals);
+
+    // --- other descriptors in this loop --------------------------------------
+
+    // Has `function` called, between turn and turn, whenever poll() finds `events` (POLLIN,
+    // POLLOUT, or both) at this descriptor, with what it found; POLLERR and POLLHUP come
+    // unasked. It comes again in each turn while that is so: read, or unwatch. To watch a
+    // descriptor anew changes events and function. One that throws is logged, and its
+    // descriptor unwatched; so is one that is closed. Unwatch before you close: the number may
+    // be somebody else's soon. Throws std::invalid_argument for a negative descriptor, or no
+    // function. Watching goes on during a shutdown, and in the next run().
+    void watch(int fd, short events, std::function<void(short revents)> function);
+
+    // From now on the function is not called, be it in the middle of it; it is destroyed at
+    // the end of the turn. Does nothing if the descriptor is not watched.
+    void unwatch(int fd);
 
     // --- sending -------------------------------------------------------------
     //

@@ -709,6 +709,20 @@ TEST_CASE("What the log says of a write that failed may be sent to somebody") {
     CHECK(peers[0]->hear() == "text and on");
 }
 
+TEST_CASE("While the listeners rest, what is watched goes on") {
+    faults::reset(faults::always(faults::kAccept, EMFILE));
+    Server server;
+    int ends[2] = {-1, -1}, calls = 0;
+    REQUIRE(::socketpair(AF_UNIX, SOCK_STREAM, 0, ends) == 0);
+    REQUIRE(::write(ends[0], "x", 1) == 1);
+    server.watch(ends[1], POLLIN, [&](short) { ++calls; });
+    const Client newcomer(server);
+    for (int i = 0; i < 3; ++i) turnInside(server);
+    CHECK(faults::state.counts[faults::kAccept] == 1);
+    CHECK(calls == 3);
+    ::close(ends[0]), ::close(ends[1]);
+}
+
 TEST_CASE("Who has no memory again and again does not keep the others at rest") {
     faults::reset([](Call call, std::size_t n) {
         if (call == faults::kAccept && n == 1) return EMFILE;
