@@ -849,9 +849,10 @@ TEST_CASE("Who does not read is given up, although its requests wait here") {
         return call == faults::kSend || call == faults::kSendmsg ? EAGAIN : faults::kWorks;
     };
     CHECK(server.user(1).backlog() > 0);
-    for (int i = 0; i < 2; ++i) {
-        CHECK(server.userCount() == 1);
-        faults::state.skipped += 21;  // pingSeconds is 20: it is pinged, then lost
+    // pingSeconds is 20: it is pinged, then lost; a little later if the kernel finds some more
+    // place for what is queued, which looks like a sign of life.
+    for (int i = 0; i < 6 && server.userCount() == 1; ++i) {
+        faults::state.skipped += 21;
         turnInside(server);
     }
     CHECK(server.userCount() == 0);
