@@ -91,7 +91,8 @@ installing := $(filter deps deps-%,$(MAKECMDGOALS))
 
 # What is compiled depends on this file, which holds the flags, and is written anew
 # only if they change.
-flags = $(cxx) $(link) $(libs) $(sanitized) $(for_valgrind) $(examples_dir) $(alone)
+flags = $(cxx) $(link) $(libs) $(sanitized) $(for_valgrind) $(for_tsan) $(examples_dir) \
+    $(alone)
 .build/flags: always | $(installing)
 	@mkdir -p $(@D)
 	@echo '$(subst ','\'',$(flags))' | cmp -s - $@ || echo '$(subst ','\'',$(flags))' > $@
@@ -171,6 +172,17 @@ $(filter-out %/white_tests,$(valgrind_tests)): $(memory)/%: \
     $(memory)/tests/%.o $(memory)/tests/main.o $(memory)/server.o
 $(valgrind_tests):
 	$(call say,link $@)$(link) $(for_valgrind) $^ $(libs) -o $@
+
+# Tests with several threads, for the thread sanitizer.
+racing := .build/tsan
+for_tsan := -O1 -g -fsanitize=thread -pthread
+racing_tests := $(addprefix $(racing)/,black_threads_test black_shutdown_test)
+$(racing)/%.o: %.cpp .build/flags
+	@mkdir -p $(@D)
+	$(call say,compile $< for tsan)$(cxx) $(for_tsan) -MMD -MP -c $< -o $@
+
+$(racing_tests): $(racing)/%: $(racing)/tests/%.o $(racing)/tests/main.o $(racing)/server.o
+	$(call say,link $@)$(link) $(for_tsan) $^ $(libs) -o $@
 
 # The chat's page lies beside its program.
 tested_pages := $(addprefix $(tested)/,$(wildcard examples/*.html))
@@ -339,6 +351,13 @@ valgrind: | deps-valgrind  ## The tests once more, under valgrind
 
 built-valgrind: $(valgrind_tests)
 
+tsan:  ## The tests with threads, under the thread sanitizer
+	@mkdir -p $(racing) && rm -f $(racing)/unbuilt
+	@$(MAKE) --no-print-directory -k $(cores) built-tsan || touch $(racing)/unbuilt
+	@.ci/test $(racing) $(racing_tests)
+
+built-tsan: $(racing_tests)
+
 soak: .build/soak .build/soak-server  ## Clients of all habits for SOAK_SECONDS (300)
 	@.build/soak --server .build/soak-server --seconds $(or $(SOAK_SECONDS),300)
 
@@ -451,7 +470,7 @@ help:  ## This list
 always:
 .PHONY: all always library examples run test built-tests help clean install uninstall
 .PHONY: deps $(deps_groups:%=deps-%) differential coverage built-coverage
-.PHONY: fuzz fuzz-replay valgrind built-valgrind soak
+.PHONY: fuzz fuzz-replay valgrind built-valgrind soak tsan built-tsan
 .PHONY: attack attack-check bench bench-check bench-micro counts counts-update
 .PHONY: lint format-check cppcheck $(compiled) $(tidied) format dropin-check install-check interop
 .DELETE_ON_ERROR:

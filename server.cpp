@@ -69,6 +69,7 @@
 #include <cstring>
 #include <ctime>
 #include <limits>
+#include <mutex>
 #include <new>
 #include <optional>
 #include <sstream>
@@ -448,6 +449,7 @@ struct WSLoop {
     template <class Work>
     void guarded(WSConnection &c, Work &&work);
     void readWakePipe();
+    void runPosted();
     void readClocks();
     void readClock(WSConnection &c);
     void checkAlive(WSConnection &c);
@@ -461,9 +463,10 @@ struct WSLoop {
     void bury();
     void forgetUnwatched();
 
-    // Descriptors of the program's own (section 2)
+    // Descriptors and functions of the program's own (section 2)
     void watch(int fd, short events, std::function<void(short)> function);
     void unwatch(int fd);
+    void post(std::function<void()> function);
     std::size_t firstWatched() const { return 1 + listeners_; }
 
     // Reading (section 3)
@@ -596,6 +599,8 @@ struct WSLoop {
     std::optional<WSResponse> refusal_;  // what preConnect() refused it with
 
     std::array<int, 2> wakePipe_{-1, -1};
+    std::mutex mutex_;  // of posted_: nothing else is shared with other threads
+    std::vector<std::function<void()>> posted_;
     std::vector<std::pair<int, struct sigaction>> oldHandlers_;
     bool stopAsked_ = false;
     bool shuttingDown_ = false;
@@ -643,7 +648,13 @@ constexpr std::chrono::milliseconds kForever{-1};
 constexpr Milliseconds kNever = std::numeric_limits<Milliseconds>::max();
 constexpr Milliseconds kLongest = 1'000'000'000;  // as poll() can wait: it takes an int
 constexpr Milliseconds kClockPeriod = 1000;       // "once a second"
-constexpr char kByStop = 't', kBySignal = 's';    // what is written into the wake pipe
+constexpr char kByStop = 't', kBySignal = 's', kByPost = 'p';  // written into the wake pipe
+
+void wake(int pipe, char why) noexcept {
+    const int error = errno;                                 // a signal handler must not change it
+    while (::write(pipe, &why, 1) < 0 && errno == EINTR) {}  // full: it is awake already
+    errno = error;
+}
 
 Milliseconds monotonicNow() {
     timespec now{};
@@ -903,7 +914,7 @@ int WSLoop::waitAtMost(std::chrono::milliseconds timeout) const {
 void WSLoop::serve(int ready) {
     const std::size_t left = unread_.size(), front = front_, before = connections_.size();
     framesEach_ = std::max(config_.framesPerTurn / std::max(ready + static_cast<int>(left), 1), 1);
-    if (ready > 0 && pollfds_[0].revents != 0) readWakePipe(), --ready;
+    if (ready > 0 && pollfds_[0].revents != 0) readWakePipe(), runPosted(), --ready;
     for (std::size_t i = 1; i <= listeners_ && ready > 0; ++i)
         if (pollfds_[i].revents != 0) connect(pollfds_[i].fd), --ready;
     serveWatched(ready);
@@ -950,16 +961,37 @@ void WSLoop::guarded(WSConnection &c, Work &&work) {
     }
 }
 
-// A byte in the pipe wakes poll(): from stop(), or from a signal that stopOn() was given.
+// A byte in the pipe wakes poll(): from stop(), from a signal that stopOn() was given, or from
+// post(). Who reads them calls runPosted() next.
 void WSLoop::readWakePipe() {
     std::array<char, 64> bytes;
     ssize_t size = 0;
     do {
         size = ::read(wakePipe_[0], bytes.data(), bytes.size());
         const auto end = bytes.begin() + std::max<ssize_t>(size, 0);
-        if (shuttingDown_ && std::find(bytes.begin(), end, kBySignal) != end) endAtOnce_ = true;
-        stopAsked_ = stopAsked_ || size > 0;
+        const auto has = [&](char why) { return std::find(bytes.begin(), end, why) != end; };
+        if (shuttingDown_ && has(kBySignal)) endAtOnce_ = true;
+        stopAsked_ = stopAsked_ || has(kBySignal) || has(kByStop);
     } while (size == static_cast<ssize_t>(bytes.size()));
+}
+
+// Calls what was posted until now; what these functions post is for the next turn.
+void WSLoop::runPosted() {
+    std::vector<std::function<void()>> posted;
+    {
+        const std::lock_guard<std::mutex> lock(mutex_);
+        posted.swap(posted_);
+    }
+    for (const auto &function : posted) callHook(nullptr, "post", function);
+}
+
+// From any thread. Only the first that waits writes its byte: so the pipe is never full of
+// these, and stop() finds place.
+void WSLoop::post(std::function<void()> function) {
+    if (!function) throw std::invalid_argument("post() wants a function to call");
+    const std::lock_guard<std::mutex> lock(mutex_);
+    posted_.push_back(std::move(function));
+    if (posted_.size() == 1) wake(wakePipe_[1], kByPost);
 }
 
 // Once a second: who has been silent, idle or unfinished for too long?
@@ -1049,6 +1081,7 @@ void WSLoop::sendAway(WSConnection &c) {
 bool WSLoop::shutdownEnded() {
     if (!shuttingDown_ || !connections_.empty()) return false;
     readWakePipe();  // who asks late asks for what has happened
+    runPosted();
     shuttingDown_ = endAtOnce_ = stopAsked_ = false;
     callHook(nullptr, "postShutdown", [&] { server_.postShutdown(); });
     log(WSLevel::debug, [] { return "the server has stopped"; });
@@ -1992,12 +2025,6 @@ std::array<int, 2> makeWakePipe() {
 constexpr int kSignals = 65;  // they are numbered from 1 to 64 at most
 std::array<std::atomic<int>, kSignals> signalPipes;
 
-void wake(int pipe, char why) noexcept {
-    const int error = errno;                                 // a signal handler must not change it
-    while (::write(pipe, &why, 1) < 0 && errno == EINTR) {}  // full: it is awake already
-    errno = error;
-}
-
 void onSignal(int signal) {
     const int pipe = signalPipes[static_cast<std::size_t>(signal)];
     if (pipe != 0) wake(pipe, kBySignal);
@@ -2299,6 +2326,7 @@ int WSBaseServer::port() const { return loop_->port_; }
 bool WSBaseServer::turn(std::chrono::milliseconds timeout) { return loop_->turn(timeout); }
 void WSBaseServer::shutdown() { loop_->stopAsked_ = true; }
 void WSBaseServer::stop() noexcept { loop_->stop(); }
+void WSBaseServer::post(std::function<void()> function) { loop_->post(std::move(function)); }
 void WSBaseServer::watch(int fd, short events, std::function<void(short)> function) {
     loop_->watch(fd, events, std::move(function));
 }

@@ -11,7 +11,7 @@
 // three parts: WSMessage, what is sent and received; WSBaseServer, the loop and all
 // that needs no type of yours; WebSocketServer, which gives the hooks your types.
 //
-// One thread runs it all. Only stop() may be called from another one.
+// One thread runs it all. Only stop() and post() may be called from another one.
 
 #ifndef WS_SERVER_H
 #define WS_SERVER_H
@@ -134,13 +134,23 @@ class WSBaseServer {
     // 1001, queues drain for at most shutdownSeconds, all hooks run, run() returns.
     void shutdown();
 
-    // The same from any thread and from signal handlers. The only such call.
+    // The same from any thread, and from signal handlers: no other call is legal there.
     void stop() noexcept;
 
     // Lets these signals call stop(); a second one during the shutdown ends it at
     // once, hooks included. The previous handlers are restored by the destructor. A
     // signal can be had by one server of a process: std::logic_error for a second.
     void stopOn(std::initializer_list<int> signals);
+
+    // --- other threads --------------------------------------------------------
+
+    // Has `function` called by the loop, in its thread: the way to the users from another one.
+    // Any thread may post; what one posts is called once, in its order. What a hook or a posted
+    // function posts is called in the next turn. One that throws is logged. While nobody runs
+    // the loop they wait; those that wait at a shutdown's end are called before postShutdown(),
+    // and those that wait for ever are destroyed with the server. Throws
+    // std::invalid_argument if there is no function.
+    void post(std::function<void()> function);
 
     // --- other descriptors in this loop --------------------------------------
 

@@ -19,10 +19,12 @@
 #include <chrono>
 #include <cstring>
 #include <functional>
+#include <future>
 #include <optional>
 #include <stdexcept>
 #include <string>
 #include <string_view>
+#include <thread>
 #include <utility>
 #include <vector>
 
@@ -205,6 +207,34 @@ class Server : public WebSocketServer<User, Config> {
     void note(const char *hook, const User &user, const std::string &more = {}) {
         hooks.push_back(hook + (' ' + std::to_string(user.id())) + more);
     }
+};
+
+// A server that runs in a thread of its own; the destructor ends it.
+class Running {
+  public:
+    explicit Running(Server &server) : server_(server), end_(ended_.get_future()) {
+        thread_ = std::thread([this] {
+            server_.run();
+            ended_.set_value();
+        });
+    }
+    ~Running() {
+        if (!waitForEnd(0s)) server_.stop();
+        thread_.join();
+    }
+    Running(const Running &) = delete;
+    Running &operator=(const Running &) = delete;
+
+    // False if it has not ended in time.
+    bool waitForEnd(std::chrono::seconds patience = kPatience) {
+        return end_.wait_for(patience) == std::future_status::ready;
+    }
+
+  private:
+    Server &server_;
+    std::promise<void> ended_;
+    std::future<void> end_;
+    std::thread thread_;
 };
 
 // ----------------------------------------------------------------------------

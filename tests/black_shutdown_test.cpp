@@ -6,40 +6,11 @@
 #include "black.h"
 
 #include <csignal>
-#include <future>
 #include <thread>
 
 using namespace black;
 
 namespace {
-
-// A server that runs in a thread of its own; the destructor ends it.
-class Running {
-  public:
-    explicit Running(Server &server) : server_(server), end_(ended_.get_future()) {
-        thread_ = std::thread([this] {
-            server_.run();
-            ended_.set_value();
-        });
-    }
-    ~Running() {
-        if (!waitForEnd(0s)) server_.stop();
-        thread_.join();
-    }
-    Running(const Running &) = delete;
-    Running &operator=(const Running &) = delete;
-
-    // False if it has not ended in time.
-    bool waitForEnd(std::chrono::seconds patience = kPatience) {
-        return end_.wait_for(patience) == std::future_status::ready;
-    }
-
-  private:
-    Server &server_;
-    std::promise<void> ended_;
-    std::future<void> end_;
-    std::thread thread_;
-};
 
 using Handler = void (*)(int);
 

@@ -1,0 +1,162 @@
+// SPDX-License-Identifier: MIT
+// Extendible WebSocket Server
+
+// Other threads: what they post() and that they may stop(). These run under the thread
+// sanitizer as well (make tsan).
+
+#include "black.h"
+
+#include <atomic>
+#include <csignal>
+
+using namespace black;
+
+TEST_CASE("Thousands of posts from several threads arrive once each, in order per thread") {
+    constexpr int kThreads = 4, kPosts = 5000;
+    Server server;
+    std::vector<std::vector<int>> arrived(kThreads);
+    {
+        Running running(server);
+        std::vector<std::thread> threads;
+        for (std::size_t t = 0; t < kThreads; ++t) {
+            threads.emplace_back([&, t] {
+                for (int i = 0; i < kPosts; ++i)
+                    server.post([&, t, i] { arrived[t].push_back(i); });
+            });
+        }
+        for (std::thread &thread : threads) thread.join();
+        server.post([&] { server.shutdown(); });
+        CHECK(running.waitForEnd());
+    }
+    for (const std::vector<int> &numbers : arrived) {
+        REQUIRE(numbers.size() == kPosts);
+        for (int i = 0; i < kPosts; ++i) REQUIRE(numbers[static_cast<std::size_t>(i)] == i);
+    }
+}
+
+TEST_CASE("A post wakes the loop, runs in its thread, and reaches the users") {
+    Server server;
+    std::promise<std::thread::id> where;
+    Running running(server);
+    Peer peer(server.port());
+    const auto start = Clock::now();
+    server.post([&] {
+        where.set_value(std::this_thread::get_id());
+        server.sendToAll("from another thread");
+    });
+    CHECK(peer.hear() == "text from another thread");
+    CHECK(Clock::now() - start < 500ms);
+    CHECK(where.get_future().get() != std::this_thread::get_id());
+}
+
+TEST_CASE("While others post without end, users are served, and stop() is heard") {
+    Server server;
+    std::atomic<bool> enough{false};
+    {
+        Running running(server);
+        Peer peer(server.port());
+        std::vector<std::thread> threads;
+        for (int t = 0; t < 2; ++t) {
+            threads.emplace_back([&] {
+                while (!enough) {
+                    server.post([] {});
+                    std::this_thread::sleep_for(10us);
+                }
+            });
+        }
+        for (int i = 0; i < 50; ++i) {
+            peer.send(frame(kText, "hello"));
+            CHECK(peer.hear() == "text hello");
+        }
+        server.stop();
+        CHECK(peer.hear() == "close 1001");
+        peer.close();
+        CHECK(running.waitForEnd());
+        enough = true;
+        for (std::thread &thread : threads) thread.join();
+    }
+}
+
+TEST_CASE("A stop is not lost behind posts that nobody has taken yet, nor is a signal") {
+    Server server, other;
+    server.stopOn({SIGUSR1});
+    for (int i = 0; i < 200'000; ++i) server.post([] {}), other.post([] {});
+    other.stop();
+    ::raise(SIGUSR1);
+    server.takeLastTurns();
+    other.takeLastTurns();
+    CHECK(server.hooks.back() == "postShutdown");
+    CHECK(other.hooks.back() == "postShutdown");
+}
+
+TEST_CASE("A post is not lost behind signals that fill the pipe, nor does it wait for place") {
+    Server server;
+    server.onPreShutdown = [](bool &doShutdown) { doShutdown = false; };
+    for (int i = 0; i < 200'000; ++i) server.stop();
+    int calls = 0;
+    server.post([&] { ++calls; });
+    server.turn(0ms);
+    CHECK(calls == 1);
+}
+
+TEST_CASE("What is posted in a hook, or by what was posted, comes in the next turn") {
+    Server server;
+    int calls = 0;
+    const std::function<void()> again = [&] {
+        ++calls;
+        server.post(again);
+    };
+    server.onProcess = [&](User &, WSMessage &) { server.post(again); };
+    Peer peer(server);
+    peer.step(frame(kText, "go"));
+    CHECK(calls == 0);
+    for (int i = 1; i <= 3; ++i) {
+        server.turn(10s);
+        CHECK(calls == i);
+    }
+}
+
+TEST_CASE("A posted function that throws is logged, and the others come") {
+    Server server;
+    int calls = 0;
+    server.post([] { throw std::runtime_error("on purpose"); });
+    server.post([] { throw 1; });
+    server.post([&] { ++calls; });
+    server.turn(0ms);
+    CHECK(calls == 1);
+    CHECK(joined(server.lines) ==
+          "post() threw: on purpose, post() threw: something that is no std::exception");
+    CHECK_THROWS_AS(server.post({}), std::invalid_argument);
+}
+
+TEST_CASE("What is posted while nobody runs comes in the next turn, also after a shutdown") {
+    Server server;
+    std::string calls;
+    server.post([&] { calls += "first "; });
+    server.turn(0ms);
+    server.onPostShutdown = [&] { calls += "postShutdown "; };
+    server.shutdown();
+    server.post([&] { calls += "second "; });
+    server.onPreShutdown = [&](bool &) {  // is called after what was posted
+        server.post([&] {
+            calls += "third ";
+            server.post([&] { calls += "fourth "; });
+        });
+    };
+    server.takeLastTurns();
+    CHECK(calls == "first second third postShutdown ");
+    server.listen();
+    server.turn(10s);
+    CHECK(calls == "first second third postShutdown fourth ");
+    CHECK(server.turn(0ms));  // no stop is left over
+}
+
+TEST_CASE("What was posted and never came is destroyed with the server") {
+    const auto held = std::make_shared<int>();
+    {
+        Server server;
+        server.post([held] { FAIL("it is never called"); });
+        CHECK(held.use_count() == 2);
+    }
+    CHECK(held.use_count() == 1);
+}
