@@ -75,6 +75,7 @@
 #include <sstream>
 #include <stdexcept>
 #include <system_error>
+#include <unordered_map>
 
 #include <arpa/inet.h>
 #include <fcntl.h>
@@ -509,6 +510,7 @@ struct WSLoop {
     void lose(WSConnection &c, std::string reason);
     void end(WSConnection &c, int code, std::string reason, State next);
     void sayGoodbye(WSConnection &c);
+    void forget(WSConnection &c);
     void remove(WSConnection &c);
     bool hasRoomFor(const WSConnection &newcomer);
     void disconnectIfIdle(WSConnection &c);
@@ -575,6 +577,7 @@ struct WSLoop {
     int userCount_ = 0;                    // users that are open
     std::size_t withUser_ = 0;             // connections that have a user, whatever its state
     std::uint64_t lastId_ = 0;
+    std::unordered_map<std::uint64_t, WSConnection *> byUserId_;
 
     int framesEach_ = 0;    // what each may read in this turn
     Milliseconds now_ = 0;  // read once per turn
@@ -1610,8 +1613,13 @@ void WSLoop::sayGoodbye(WSConnection &c) {
     });
     callHook(&c, "preDisconnect", [&] { server_.callPreDisconnect(*c.user, c.fd); });
     callHook(&c, "postDisconnect", [&] { server_.postDisconnect(); });
-    c.user.reset();
+    forget(c);
     --withUser_;
+}
+
+void WSLoop::forget(WSConnection &c) {
+    if (c.user) byUserId_.erase(c.user->id_);
+    c.user.reset();
 }
 
 // The one place that closes a connection's socket. Its place is handed on to the end of the
@@ -1856,11 +1864,12 @@ void WSLoop::welcome(WSConnection &c, const std::string &response, const std::st
     const bool returned = callHook(&c, "preConnect", [&] {
         c.user = server_.makeUser();
         introduce(c, protocol);
+        byUserId_.emplace(c.user->id_, &c);
         const Scoped coming(newcomer_, &c);
         server_.callPreConnect(*c.user, c.fd);
     });
     if (!returned || refusal_) {
-        c.user.reset();
+        forget(c);
         return answer(c, returned ? *refusal_ : plainResponse(500, "Something went wrong."));
     }
     c.arrival.reset();
@@ -2349,10 +2358,23 @@ void WSBaseServer::refuse(WSBaseUser &user, int status, std::string_view text) {
 }
 
 int WSBaseServer::userCount() const { return loop_->userCount_; }
+
+namespace {
+
+WSBaseUser *openUserOf(const WSConnection &c) {
+    return c.state == WSConnection::State::open ? c.user.get() : nullptr;
+}
+
+}  // namespace
+
 std::size_t WSBaseServer::slotCount() const { return loop_->connections_.size(); }
 WSBaseUser *WSBaseServer::userInSlot(std::size_t slot) const {
-    const WSConnection &c = *loop_->connections_[slot];
-    return c.state == WSConnection::State::open ? c.user.get() : nullptr;
+    return openUserOf(*loop_->connections_[slot]);
+}
+
+WSBaseUser *WSBaseServer::userById(std::uint64_t id) const {
+    const auto found = loop_->byUserId_.find(id);
+    return found == loop_->byUserId_.end() ? nullptr : openUserOf(*found->second);
 }
 
 void WSBaseServer::httpRequest(const WSRequest &, WSResponse &) {}

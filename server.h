@@ -26,6 +26,7 @@
 
 #include <chrono>
 #include <cstddef>
+#include <cstdint>
 #include <functional>
 #include <initializer_list>
 #include <memory>
@@ -241,6 +242,8 @@ class WSBaseServer {
     std::size_t slotCount() const;
     WSBaseUser *userInSlot(std::size_t slot) const;
 
+    WSBaseUser *userById(std::uint64_t id) const;
+
   private:
     // The typed hooks, as WebSocketServer<User, Config> implements them.
     virtual std::unique_ptr<WSBaseUser> makeUser() = 0;
@@ -329,6 +332,11 @@ class WebSocketServer : public WSBaseServer {
     // preDisconnect() the one who goes is not any more.
     using Users = WSUsers<User, WebSocketServer>;
     Users users() const { return Users(*this); }
+
+    // Who has this id, or null: it is for those who remember somebody for longer than a hook,
+    // and finds whom users() would walk over, so from postConnect() on, until the moment in
+    // which the user is on the way out. It takes the same time however many there are.
+    User *findUser(std::uint64_t id) const { return static_cast<User *>(userById(id)); }
 
     // Sends to everyone for whom `wanted(user)` is true. Gives the number of users
     // that sendToUser() was true for.

@@ -343,6 +343,41 @@ TEST_CASE("Ids are never used again") {
     checkPairs(server, 5);
 }
 
+TEST_CASE("findUser() finds who is connected: from postConnect() on, until preDisconnect()") {
+    Server server;
+    const auto isFound = [&](User &user) { return server.findUser(user.id()) == &user; };
+    server.onPreConnect = [&](User &user) {
+        CHECK(server.findUser(user.id()) == nullptr);
+        if (user.request().path() == "/refused") server.refuse(user, 403);
+        if (user.request().path() == "/throws") throw std::runtime_error("on purpose");
+    };
+    server.onPostConnect = [&](User &user) { CHECK(isFound(user)); };
+    server.onProcess = [&](User &user, WSMessage &) {
+        CHECK(isFound(user));
+        server.disconnect(user);
+        CHECK(server.findUser(user.id()) == nullptr);
+    };
+    server.onPreDisconnect = [&](User &user) { CHECK(server.findUser(user.id()) == nullptr); };
+    Peer ada(server), bob(server);
+    for (const char *path : {"/refused", "/throws"}) {
+        Client other(server);
+        other.send(upgrade(path));
+        CHECK(other.status() >= 400);
+    }
+    Peer eve(server);
+    User *found = server.findUser(2);
+    REQUIRE(found != nullptr);
+    CHECK(found->id() == 2);
+    for (const std::uint64_t id : {0, 3, 4, 6}) CHECK(server.findUser(id) == nullptr);
+    bob.send(frame(kText, "kick me"));
+    CHECK(bob.hear() == "close 1000");
+    ada.reset();
+    pump(server, "ada's end", [&] { return server.userCount() == 1; });
+    for (const std::uint64_t id : {1, 2, 3, 4}) CHECK(server.findUser(id) == nullptr);
+    CHECK(server.findUser(5) == &server.user(5));
+    server.turn(0ms);
+}
+
 TEST_CASE("preShutdown() can object, and is asked again the next time") {
     Server server;
     Peer ada(server);
