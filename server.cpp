@@ -418,6 +418,26 @@ struct WSMessage::Body {
     std::unique_ptr<Json::Value> json;
 };
 
+namespace {
+
+// What stats() tells of. Its maps are made when it is asked, for to count may take no memory.
+struct Counters {
+    WSStats sums;
+    std::array<std::uint64_t, 18> disconnects{};
+    std::array<std::uint64_t, 600> answers{};  // by status
+
+    // Of disconnects: 1000 to 1015, then all from 3000 and from 4000 on, which applications use.
+    static std::size_t placeOf(int code) {
+        return static_cast<std::size_t>(code < 3000 ? code - 1000 : 13 + code / 1000);
+    }
+    static int codeAt(std::size_t place) {
+        const int number = static_cast<int>(place);
+        return number < 16 ? 1000 + number : 1000 * (number - 13);
+    }
+};
+
+}  // namespace
+
 // The loop: what WSBaseServer does, without its face.
 struct WSLoop {
     using State = WSConnection::State;
@@ -460,6 +480,7 @@ struct WSLoop {
     void sendAway(WSConnection &c);
     bool shutdownEnded();
     void write();
+    void endTurn();
     void tellDrained();
     void bury();
     void forgetUnwatched();
@@ -577,10 +598,11 @@ struct WSLoop {
     int userCount_ = 0;                    // users that are open
     std::size_t withUser_ = 0;             // connections that have a user, whatever its state
     std::uint64_t lastId_ = 0;
+    Counters counters_;
     std::unordered_map<std::uint64_t, WSConnection *> byUserId_;
 
     int framesEach_ = 0;    // what each may read in this turn
-    Milliseconds now_ = 0;  // read once per turn
+    Milliseconds now_ = 0;  // read when poll() has returned, and at the turn's end
     Milliseconds nextClocks_ = 0;
     Milliseconds lastTick_ = 0;  // when tick() was due last
     bool resting_ = false;       // the listeners, or some connections, until:
@@ -776,6 +798,7 @@ bool WSLoop::turn(std::chrono::milliseconds timeout) {
     // 5. Bury those who ended.
     bury();
 
+    endTurn();
     return !shutdownEnded();
 }
 
@@ -1091,6 +1114,14 @@ bool WSLoop::shutdownEnded() {
     return true;
 }
 
+// The clock is read once more: what waits is not to wait for as long as the turn took.
+void WSLoop::endTurn() {
+    const Milliseconds begun = std::exchange(now_, std::max(now_, monotonicNow()));
+    double &longest = counters_.sums.longestTurnSeconds;
+    longest = std::max(longest, static_cast<double>(now_ - begun) / 1000);
+    ++counters_.sums.turns;
+}
+
 // What fails is logged, and console() may send to somebody: that is for the next turn.
 void WSLoop::write() {
     const std::size_t count = touched_.size();
@@ -1202,6 +1233,7 @@ void WSLoop::readFrom(WSConnection &c) {
     if (result < 0) return failedCall(c, "receive", errno);
     heardOf(c);
     const auto size = static_cast<std::size_t>(result);
+    counters_.sums.bytesReceived += size;
     if (c.state == State::handshaking) return doHandshake(c, inbox_.get(), size);
     const std::size_t inRoom = std::min(size, room.size);
     if (inRoom > 0) readFrames(c, room.bytes, inRoom);  // of one frame: all of it is used
@@ -1309,6 +1341,7 @@ bool WSLoop::tooMany(WSConnection &c) const {
 // Hands a message to the user's hooks. The message's body and payload are used again for the
 // next one, unless somebody kept a copy, or it waits to be sent.
 void WSLoop::receivedMessage(WSConnection &c, const MessageReader::Found &found) {
+    ++counters_.sums.messagesReceived;
     if (!body_ || body_.use_count() > 1) body_ = std::make_shared<WSMessage::Body>();
     if (found.assembled || !isReusable(body_->payload, found.payload.size())) {
         sparePayloads_.giveBack(std::move(body_->payload));
@@ -1408,7 +1441,9 @@ bool WSLoop::queueMessage(WSConnection &c, const WSMessage &msg) {
     const Opcode opcode = msg.body_->binary ? Opcode::binary : Opcode::text;
     if (payload->size() < config_.shareBytes) queueFrame(c, opcode, *payload);
     else queueShared(c, opcode, payload);
-    return c.state == State::open;
+    const bool queued = c.state == State::open;
+    counters_.sums.messagesSent += queued;
+    return queued;
 }
 
 // If a message does not fit the queue, it may once the kernel has taken what waits. If even
@@ -1493,6 +1528,7 @@ void WSLoop::flush(WSConnection &c) {
 // not for pongs: or it could stay for as long as it sends pings.
 void WSLoop::wrote(WSConnection &c, std::size_t size, bool waited) {
     c.outbox->sent(size, sparePayloads_);
+    counters_.sums.bytesSent += size;
     if (waited) heardOf(c);
     if (c.owed > 0) c.deadline = now_ + milliseconds(config_.closeSeconds);
     c.owed -= std::min(c.owed, size);
@@ -1593,6 +1629,7 @@ void WSLoop::end(WSConnection &c, int code, std::string reason, State next) {
         c.user->closeReason_ = std::move(reason);
         c.user->closeCode_ = code;
         --userCount_;
+        ++counters_.disconnects[Counters::placeOf(code)];
     }
     if (c.state <= State::open) {
         c.deadline = now_ + milliseconds(config_.closeSeconds);
@@ -1917,6 +1954,7 @@ void WSLoop::answer(WSConnection &c, const WSResponse &response, bool withBody) 
         outbox.append(
             std::make_shared<std::string>(encodeResponse(response, std::time(nullptr), withBody)));
     });
+    ++counters_.answers[static_cast<std::size_t>(response.status)];
     end(c, 0, {}, State::flushing);
 }
 
@@ -2375,6 +2413,20 @@ WSBaseUser *WSBaseServer::userInSlot(std::size_t slot) const {
 WSBaseUser *WSBaseServer::userById(std::uint64_t id) const {
     const auto found = loop_->byUserId_.find(id);
     return found == loop_->byUserId_.end() ? nullptr : openUserOf(*found->second);
+}
+
+WSStats WSBaseServer::stats() const {
+    const Counters &counters = loop_->counters_;
+    WSStats all = counters.sums;
+    all.users = static_cast<std::uint64_t>(loop_->userCount_);
+    all.pending = loop_->connections_.size() - all.users;
+    for (const auto &c : loop_->connections_) all.queuedBytes += c->queued();
+    for (std::size_t i = 0; i < counters.disconnects.size(); ++i)
+        if (counters.disconnects[i] > 0)
+            all.disconnects[Counters::codeAt(i)] = counters.disconnects[i];
+    for (std::size_t i = 0; i < counters.answers.size(); ++i)
+        if (counters.answers[i] > 0) all.answers[static_cast<int>(i)] = counters.answers[i];
+    return all;
 }
 
 void WSBaseServer::httpRequest(const WSRequest &, WSResponse &) {}

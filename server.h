@@ -29,6 +29,7 @@
 #include <cstdint>
 #include <functional>
 #include <initializer_list>
+#include <map>
 #include <memory>
 #include <string>
 #include <string_view>
@@ -100,6 +101,27 @@ struct WSResponse {
     int status = 0;  // 200 to 599; 0 means: not answered here
     std::vector<std::pair<std::string, std::string>> headers;  // such as Content-Type
     std::string body;  // Content-Length, Date and Connection are the server's
+};
+
+// What a server has done since it was made, and what it holds now: see stats().
+struct WSStats {
+    std::uint64_t users = 0;        // connected now
+    std::uint64_t pending = 0;      // connections of no users: in their handshake, or being closed
+    std::uint64_t queuedBytes = 0;  // that wait now for all of these to take them
+
+    std::uint64_t messagesReceived = 0;  // that process() got
+    std::uint64_t messagesSent = 0;      // queued; one that was sent to ten users counts ten times
+    std::uint64_t bytesReceived = 0;     // as they came from the sockets, requests and all
+    std::uint64_t bytesSent = 0;         // that the kernel has taken
+
+    // Users that ended, by closeCode() (1000 to 1015; 3000 stands for all up to 3999, and 4000
+    // for all up to 4999), and requests that were answered with something else than 101, by
+    // HTTP status: those from 400 on were refused. What did not happen is not in them.
+    std::map<int, std::uint64_t> disconnects;
+    std::map<int, std::uint64_t> answers;
+
+    std::uint64_t turns = 0;        // of the loop
+    double longestTurnSeconds = 0;  // the waiting not counted; in whole milliseconds
 };
 
 enum class WSLevel { debug, warning, error };
@@ -201,6 +223,9 @@ class WSBaseServer {
 
     // Users that are connected: past preConnect(), not on the way out.
     int userCount() const;
+
+    // What happened so far. It walks over all connections: ask once in a while.
+    WSStats stats() const;
 
   protected:
     // --- hooks that need no user ------------------------------------------------

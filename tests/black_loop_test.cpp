@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 // Extendible WebSocket Server
 
-// The loop at the program's service: ticks, and descriptors of others.
+// The loop at the program's service: ticks, descriptors of others, and what it counts.
 
 #include "black.h"
 
@@ -348,4 +348,128 @@ TEST_CASE("What a function holds may watch and unwatch when it goes") {
     first.say(), second.say();
     server.turn(10s);
     CHECK(calls == 1);
+}
+
+// ----------------------------------------------------------------------------
+// stats()
+// ----------------------------------------------------------------------------
+
+TEST_CASE("stats() counts users, messages and bytes, each way") {
+    Server server;
+    const WSStats before = server.stats();
+    CHECK(before.users + before.pending + before.turns + before.bytesSent == 0);
+    CHECK(before.disconnects.empty());
+    CHECK(before.answers.empty());
+
+    Peer ada(server), bob(server);
+    Client pending(server);
+    pending.send("GET / HT");
+    std::size_t received = 2 * upgrade().size() + 8;
+    pump(server, "all bytes", [&] { return server.stats().bytesReceived >= received; });
+    std::size_t sent = ada.response.size() + bob.response.size();
+    WSStats stats = server.stats();
+    CHECK(stats.users == 2);
+    CHECK(stats.pending == 1);
+    CHECK(stats.bytesReceived == received);
+    CHECK(stats.bytesSent == sent);
+    CHECK(stats.messagesReceived == 0);
+    CHECK(stats.turns > 2);
+
+    const std::string fragments =
+        frame(kText, "a", 0) + frame(kContinuation, "b") + frame(kBinary, "") + frame(kPing, "p");
+    ada.send(fragments);
+    CHECK(ada.hear() == "text ab");
+    CHECK(ada.hear() == "binary");
+    CHECK(ada.hear() == "pong p");
+    CHECK(server.sendToAll("to both") == 2);
+    CHECK(ada.hear() == "text to both");
+    CHECK(bob.hear() == "text to both");
+    received += fragments.size();
+    sent += 4 + 2 + 3 + 2 * 9;
+    stats = server.stats();
+    CHECK(stats.messagesReceived == 2);
+    CHECK(stats.messagesSent == 4);
+    CHECK(stats.bytesReceived == received);
+    CHECK(stats.bytesSent == sent);
+    CHECK(stats.queuedBytes == 0);
+}
+
+TEST_CASE("stats() tells how much waits for all, and what was not queued is not counted") {
+    Server server([](Config &config) { config.maxQueuedBytes = 20'000'000; });
+    Peer slow(server, "/", "", 4096);
+    slow.appetite = 0;
+    const std::string large(15'000'000, 'x');
+    CHECK(server.sendToAll(large) == 1);
+    server.turn(0ms);
+    WSStats stats = server.stats();
+    CHECK(stats.queuedBytes > 5'000'000);
+    CHECK(stats.queuedBytes == server.user(1).backlog());
+    CHECK(stats.queuedBytes + stats.bytesSent == large.size() + 10 + slow.response.size());
+    CHECK(server.sendToAll(large) == 0);
+    server.turn(0ms);
+    stats = server.stats();
+    CHECK(stats.messagesSent == 1);
+    CHECK(stats.disconnects == std::map<int, std::uint64_t>{{1008, 1}});
+    CHECK(stats.queuedBytes == 0);
+}
+
+TEST_CASE("stats() counts who went by close code, and what was answered by status") {
+    Server server;
+    server.onHttp = [](const WSRequest &request, WSResponse &response) {
+        if (request.path() == "/page") response.status = 200;
+    };
+    server.onPreConnect = [&](User &user) {
+        if (user.request().path() == "/refused") server.refuse(user, 403);
+    };
+    server.onProcess = [&](User &user, WSMessage &msg) {
+        server.disconnect(user, std::stoi(msg.payload()));
+    };
+    for (const char *code : {"1000", "1000", "3000", "3999", "4000", "4001", "4999", "1014"}) {
+        Peer peer(server);
+        peer.send(frame(kText, code));
+        CHECK(peer.hear() == "close "s + code);
+    }
+    Peer lost(server), quiet(server), garbled(server);
+    lost.reset();
+    quiet.send(frame(kClose, ""));
+    garbled.send(frame(kText, "\xFF"));
+    CHECK(garbled.hear() == "close 1007");
+    for (const char *path : {"/page", "/page", "/elsewhere"}) {
+        Client page(server);
+        page.send("GET "s + path + " HTTP/1.1\r\nHost: a\r\n\r\n");
+        CHECK(page.status() >= 200);
+    }
+    Client refused(server), garbage(server);
+    refused.send(upgrade("/refused"));
+    CHECK(refused.status() == 403);
+    garbage.send("garbage\r\n\r\n");
+    CHECK(garbage.status() == 400);
+    pump(server, "all ends", [&] { return server.userCount() == 0; });
+    const WSStats stats = server.stats();
+    CHECK(stats.disconnects ==
+          std::map<int, std::uint64_t>{
+              {1000, 2}, {1005, 1}, {1006, 1}, {1007, 1}, {1014, 1}, {3000, 2}, {4000, 3}});
+    CHECK(stats.answers == std::map<int, std::uint64_t>{{200, 2}, {400, 1}, {403, 1}, {426, 1}});
+}
+
+TEST_CASE("stats() tells of the longest turn, in which no waiting is counted") {
+    Server server;
+    server.turn(100ms);
+    CHECK(server.stats().turns == 1);
+    CHECK(server.stats().longestTurnSeconds < 0.09);
+    Peer peer(server);
+    server.onProcess = [](User &, WSMessage &) { std::this_thread::sleep_for(150ms); };
+    peer.send(frame(kText, "takes long"));
+    pump(server, "the message", [&] { return server.stats().messagesReceived == 1; });
+    server.turn(0ms);
+    CHECK(server.stats().longestTurnSeconds >= 0.149);
+    CHECK(server.stats().longestTurnSeconds < 1);
+}
+
+TEST_CASE("What waits for the clock does not wait for as long as a turn took") {
+    Ticking server(0.3);
+    const auto start = Clock::now();
+    server.post([] { std::this_thread::sleep_for(200ms); });
+    while (server.ticks == 0) server.turn(10s);
+    CHECK(Clock::now() - start < 450ms);
 }
