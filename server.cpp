@@ -550,7 +550,7 @@ struct WSLoop {
     bool originAllowed(const RequestHead &head) const;
     void welcome(WSConnection &c, const std::string &response, const std::string &protocol);
     void introduce(WSConnection &c, const std::string &protocol);
-    void answerPlain(WSConnection &c);
+    void answerPlain(WSConnection &c, bool withBody);
     void answer(WSConnection &c, const WSResponse &response, bool withBody = true);
 
     // Listening (section 7)
@@ -1860,8 +1860,9 @@ void WSLoop::doHandshake(WSConnection &c, char *bytes, std::size_t size) {
 
 // Decides what the answer is: a refusal, an HTTP response, or 101 and a new user.
 void WSLoop::answerRequest(WSConnection &c, const RequestHead &head) {
+    const bool withBody = head.method != "HEAD";  // RFC 9110 9.3.2
     WSResponse refusal = checkRequest(head);
-    if (refusal.status == 0 && !asksForWebSocket(head)) return answerPlain(c);
+    if (refusal.status == 0 && !asksForWebSocket(head)) return answerPlain(c, withBody);
     if (refusal.status == 0) refusal = checkUpgrade(head);
     if (refusal.status == 0 && !originAllowed(head))
         refusal = plainResponse(403, "This origin is not allowed to connect.");
@@ -1869,7 +1870,7 @@ void WSLoop::answerRequest(WSConnection &c, const RequestHead &head) {
         refusal = plainResponse(503, "There is no room for another user.");
         refusal.headers.emplace_back("Retry-After", kRetryAfter);
     }
-    if (refusal.status != 0) return answer(c, refusal, head.method != "HEAD");
+    if (refusal.status != 0) return answer(c, refusal, withBody);
 
     std::string response =
         "HTTP/1.1 101 Switching Protocols\r\n"
@@ -1931,8 +1932,8 @@ void WSLoop::introduce(WSConnection &c, const std::string &protocol) {
     if (!protocol.empty()) user.protocol_ = std::make_unique<const std::string>(protocol);
 }
 
-// A GET that asks for no WebSocket.
-void WSLoop::answerPlain(WSConnection &c) {
+// A GET or HEAD that asks for no WebSocket.
+void WSLoop::answerPlain(WSConnection &c, bool withBody) {
     WSResponse response;
     const WSRequest request(std::move(c.arrival->head), c.arrival->address);
     if (!callHook(nullptr, "httpRequest", [&] { server_.httpRequest(request, response); }))
@@ -1942,7 +1943,7 @@ void WSLoop::answerPlain(WSConnection &c) {
         log(WSLevel::error, [] { return "httpRequest() gave a response that can not be sent"; });
         response = plainResponse(500, "Something went wrong.");
     }
-    answer(c, response);
+    answer(c, response, withBody);
 }
 
 // Answers with anything but 101, and that is all: what comes later is read, so that the
@@ -2991,9 +2992,9 @@ Progress parseHead(std::string_view bytes, std::size_t seen, RequestHead &head) 
 
 // The rules that every request has to keep. Status 0: it does.
 WSResponse checkRequest(const RequestHead &head) {
-    if (head.method != "GET") {
-        WSResponse refusal = plainResponse(405, "Only GET is understood here.");
-        refusal.headers.emplace_back("Allow", "GET");
+    if (head.method != "GET" && head.method != "HEAD") {
+        WSResponse refusal = plainResponse(405, "Only GET and HEAD are understood here.");
+        refusal.headers.emplace_back("Allow", "GET, HEAD");
         return refusal;
     }
     if (head.path.empty()) return plainResponse(400, "The request target is not a path.");
@@ -3018,6 +3019,7 @@ bool asksForWebSocket(const RequestHead &head) {
 // What RFC 6455 4.2.1 requires of the client's opening handshake; the answer to other versions
 // is that of 4.4. Status 0: all is there.
 WSResponse checkUpgrade(const RequestHead &head) {
+    if (head.method != "GET") return plainResponse(400, "The opening handshake is a GET.");
     if (!listHas(head, "Upgrade", "websocket") || !listHas(head, "Connection", "Upgrade"))
         return upgradeRequired();
     if (countFields(head, "Sec-WebSocket-Version") > 1)

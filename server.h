@@ -249,7 +249,9 @@ class WSBaseServer {
 
     // A GET that does not ask for a WebSocket. Fill in `response` and it is sent, then
     // the connection is closed; leave its status 0 and the answer is 426. A hook
-    // that throws is answered with 500.
+    // that throws is answered with 500. It comes for HEAD, too (request.method()): of the
+    // same response the body is not sent, only its length. A body may be large, and its
+    // reader slow: it waits its time without holding up anybody.
     virtual void httpRequest(const WSRequest &request, WSResponse &response);
 
     // A line for the terminal, without line break; bytes that a terminal might

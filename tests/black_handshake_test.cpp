@@ -93,12 +93,12 @@ TEST_CASE("What is no handshake gets the right status and headers, and no user")
         std::string name = {}, value = {};  // of a header that must be there
     };
     const std::vector<Row> rows = {
-        {"POST", "POST / HTTP/1.1\r\nHost: a\r\n\r\n", 405, "Allow", "GET"},
+        {"POST", "POST / HTTP/1.1\r\nHost: a\r\n\r\n", 405, "Allow", "GET, HEAD"},
         {"A POST with a body.", "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 3\r\n\r\nabc", 405,
-         "Allow", "GET"},
-        {"A handshake by PUT.", "PUT" + upgrade().substr(3), 405, "Allow", "GET"},
+         "Allow", "GET, HEAD"},
+        {"A handshake by PUT.", "PUT" + upgrade().substr(3), 405, "Allow", "GET, HEAD"},
         {"A method in lower case is another one.", "get" + upgrade().substr(3), 405, "Allow",
-         "GET"},
+         "GET, HEAD"},
 
         {"A plain GET.", get(), 426, "Upgrade", "websocket"},
         {"Connection does not name Upgrade.", with("Connection: keep-alive"), 426, "Upgrade",
@@ -176,14 +176,44 @@ TEST_CASE("What is no handshake gets the right status and headers, and no user")
     }
 }
 
-TEST_CASE("HEAD is answered without a body, but with its length") {
+TEST_CASE("HEAD is answered like GET, with the length of the body but without it") {
     Server server;
-    Client client(server);
-    client.send("HEAD / HTTP/1.1\r\nHost: a\r\n\r\n");
-    const Answer answer = client.answer(true);
-    CHECK(answer.status == 405);
-    CHECK(answer.header("Allow") == "GET");
-    CHECK(std::stoi(answer.header("Content-Length")) > 0);
+    std::string page(3'000'000, 'x');
+    server.onHttp = [&](const WSRequest &request, WSResponse &response) {
+        if (request.path() == "/throws") throw std::runtime_error("on purpose");
+        if (request.path() != "/page") return;
+        response.status = 200;
+        response.headers = {{"X-Method", request.method()}};
+        response.body = page;
+    };
+    const std::vector<std::pair<std::string, int>> rows = {
+        {"/page", 200}, {"/nothing", 426}, {"/throws", 500}};
+    for (const auto &[path, status] : rows) {
+        CAPTURE(path);
+        Client head(server), get(server);
+        head.send("HEAD " + path + " HTTP/1.1\r\nHost: a\r\n\r\n");
+        const Answer answer = head.answer(true);
+        CHECK(answer.status == status);
+        CHECK(answer.header("X-Method") == (status == 200 ? "HEAD" : ""));
+        get.send("GET " + path + " HTTP/1.1\r\nHost: a\r\n\r\n");
+        CHECK(answer.header("Content-Length") == get.answer().header("Content-Length"));
+    }
+}
+
+TEST_CASE("A HEAD is no opening handshake (RFC 6455 4.2.1), and has no body when refused") {
+    Server server([](Config &config) { config.uniqueOrigin = {"https://example.com"}; });
+    const std::string plain = "HEAD / HTTP/1.1\r\nHost: a\r\n";
+    for (const std::string &request :
+         {"HEAD" + upgrade().substr(3), plain + "Upgrade: websocket\r\n\r\n",
+          plain + "Content-Length: 1\r\n\r\n"}) {
+        CAPTURE(request);
+        Client client(server);
+        client.send(request);
+        const Answer answer = client.answer(true);
+        CHECK(answer.status == 400);
+        CHECK(std::stoi(answer.header("Content-Length")) > 0);
+    }
+    CHECK(server.hooks.empty());
 }
 
 TEST_CASE("A head of maxRequestBytes is read, one byte more gets 431") {

@@ -501,7 +501,7 @@ inline void addRequests(Rows &rows) {
     rows.push_back(requests("POST, PUT, CONNECT, TRACE, OPTIONS and others", "405, EOF",
                             withEachStart({"POST / HTTP/1.1", "PUT / HTTP/1.1", "get / HTTP/1.1",
                                            "CONNECT a:1 HTTP/1.1", "TRACE / HTTP/1.1",
-                                           "OPTIONS * HTTP/1.1", "HEAD / HTTP/1.1"})));
+                                           "OPTIONS * HTTP/1.1", "head / HTTP/1.1"})));
 }
 
 // What another protocol would begin with.

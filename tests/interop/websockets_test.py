@@ -366,7 +366,7 @@ class PlainHttp(TimedTest):
         with self.assertRaises(urllib.error.HTTPError) as refusal:
             urllib.request.urlopen(f'http://localhost:{interop.port}/', data=b'x')
         self.assertEqual(refusal.exception.code, 405)
-        self.assertEqual(refusal.exception.headers['Allow'], 'GET')
+        self.assertEqual(refusal.exception.headers['Allow'], 'GET, HEAD')
 
 
 if __name__ == '__main__':
