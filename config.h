@@ -7,7 +7,7 @@
 // change it. listen() checks them all and throws std::invalid_argument with a
 // sentence that names the field, its value and what to do.
 //
-// Where to listen, and uniqueOrigin, are read once, by listen(). All others are read
+// Where to listen, uniqueOrigin and trustedProxies are read once, by listen(). All others are read
 // each time they matter, so the program may change them while the server runs (in
 // a hook: there is only one thread). They are not checked again then.
 
@@ -59,6 +59,18 @@ struct WSBaseConfig {
     // Programs that are no browsers send no Origin header and are let in. True
     // refuses them too. Origin proves nothing about them: it is not a password.
     bool requireOrigin = false;
+
+    // The proxies in front of this server: addresses ("127.0.0.1"), networks ("10.0.0.0/8",
+    // "fd00::/8"), or "unix", who comes by a Unix socket. Only from these proxyHeader is believed,
+    // and then user.address(), the log and maxUsersPerAddress are about the client that it
+    // tells of. Empty: nobody is believed. List your own proxies and nothing else: who is in
+    // here can be anybody.
+    std::vector<std::string> trustedProxies;
+
+    // The header in which these proxies add the address that a request came from:
+    // "X-Forwarded-For", or "Forwarded" (RFC 7239). Only this one is looked at, for a proxy
+    // that writes the one may pass on the other, as its client made it up.
+    std::string proxyHeader = "X-Forwarded-For";
 
     // The subprotocols this server speaks, best first (RFC 6455 1.9). The first
     // that the client offers too is agreed on; user.protocol() tells it. Each

@@ -33,7 +33,7 @@
 //  8. What hooks hold               WSMessage, WSRequest, WSBaseUser
 //     From here on: pure functions and classes, without socket, clock or configuration.
 //  9. Payloads and queues           SparePayloads, Outbox
-// 10. HTTP heads                    parseHead, checkUpgrade, normalOrigin, encodeResponse
+// 10. HTTP heads                    parseHead, checkUpgrade, clientAddress, encodeResponse
 // 11. Frames                        parseFrameHeader, encodeFrameHeader, unmask
 // 12. Messages                      MessageReader: frames become messages
 // 13. Closing                       parseClose, encodeClose, isCloseCode
@@ -157,6 +157,21 @@ std::size_t countFields(const RequestHead &head, std::string_view name);
 std::string fieldValue(const RequestHead &head, std::string_view name);
 std::vector<std::string_view> splitList(std::string_view list, char separator);
 std::string decodePercent(std::string_view text);
+
+// An IP address: 16 bytes, of which an IPv4 address is the last four, behind the twelve that
+// say so (RFC 4291 2.5.5.2). All zero stands for the other end of a Unix socket.
+using Address = std::array<unsigned char, 16>;
+constexpr Address kNoIpv6{0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xFF, 0xFF, 0, 0, 0, 0};
+
+struct Network {  // all that begin with the same bits
+    Address address{};
+    std::size_t bits = 0;
+};
+
+std::string encodeAddress(const Address &address);
+std::optional<Network> parseNetwork(std::string_view text);
+std::string clientAddress(const std::string &peer, const std::vector<Network> &trusted,
+                          const std::string &header, const RequestHead &head);
 
 // --- JSON (section 8) ---
 
@@ -569,6 +584,7 @@ struct WSLoop {
     WSBaseServer &server_;
     WSBaseConfig &config_;
     std::vector<std::string> origins_;  // config_.uniqueOrigin, in one spelling
+    std::vector<Network> proxies_;      // config_.trustedProxies
     int port_ = 0;
     std::string socketPath_;     // of the listener, if it is a Unix socket, and
     struct stat socketFile_ {};  // its file
@@ -1764,16 +1780,14 @@ int acceptNonBlocking(int listener, sockaddr_storage &peer) {
 }
 
 // "127.0.0.1", "::1", "unix".
-std::string numericAddress(const sockaddr_storage &address) {
-    if (address.ss_family == AF_UNIX) return "unix";
-    std::array<char, INET6_ADDRSTRLEN> text{};
-    const void *bytes = nullptr;
-    if (address.ss_family == AF_INET)
-        bytes = &reinterpret_cast<const sockaddr_in &>(address).sin_addr;
-    else if (address.ss_family == AF_INET6)
-        bytes = &reinterpret_cast<const sockaddr_in6 &>(address).sin6_addr;
-    if (bytes != nullptr) ::inet_ntop(address.ss_family, bytes, text.data(), text.size());
-    return text.data();
+std::string numericAddress(const sockaddr_storage &peer) {
+    Address address = kNoIpv6;
+    if (peer.ss_family == AF_INET)
+        std::memcpy(&address[12], &reinterpret_cast<const sockaddr_in &>(peer).sin_addr, 4);
+    else if (peer.ss_family == AF_INET6)
+        std::memcpy(&address[0], &reinterpret_cast<const sockaddr_in6 &>(peer).sin6_addr, 16);
+    else return "unix";
+    return encodeAddress(address);
 }
 
 // Seconds after which somebody may have left: a guess that keeps clients from hurrying.
@@ -1853,6 +1867,7 @@ void WSLoop::doHandshake(WSConnection &c, char *bytes, std::size_t size) {
     if (progress.answer == Progress::bad)
         return answer(c, plainResponse(progress.code, progress.reason));
     text.resize(progress.used);
+    c.arrival->address = clientAddress(c.arrival->address, proxies_, config_.proxyHeader, head);
     answerRequest(c, head);
     const std::size_t used = progress.used - seen;
     readInbox(c, bytes + used, size - used);
@@ -2044,6 +2059,10 @@ void checkConfig(const WSBaseConfig &config) {
     for (const std::string &protocol : config.protocols)
         if (!isToken(protocol))
             reject("protocols", quoted(protocol), "a subprotocol is a token, such as \"chat.v1\"");
+    if (!sameIgnoringCase(config.proxyHeader, "X-Forwarded-For") &&
+        !sameIgnoringCase(config.proxyHeader, "Forwarded"))
+        reject("proxyHeader", quoted(config.proxyHeader),
+               "set \"X-Forwarded-For\" or \"Forwarded\"");
 }
 
 std::vector<std::string> checkOrigins(const std::vector<std::string> &entries) {
@@ -2057,6 +2076,19 @@ std::vector<std::string> checkOrigins(const std::vector<std::string> &entries) {
         origins.push_back(*origin);
     }
     return origins;
+}
+
+std::vector<Network> checkProxies(const std::vector<std::string> &entries) {
+    std::vector<Network> proxies;
+    for (const std::string &entry : entries) {
+        const std::optional<Network> network = parseNetwork(entry);
+        if (!network)
+            reject("trustedProxies", quoted(entry),
+                   "no address or network; write one such as \"10.0.0.1\", \"10.0.0.0/8\", "
+                   "\"fd00::/8\", or \"unix\"");
+        proxies.push_back(*network);
+    }
+    return proxies;
 }
 
 std::array<int, 2> makeWakePipe() {
@@ -2238,6 +2270,7 @@ void WSLoop::listen() {
     if (listeners_ > 0) return;
     checkConfig(config_);
     origins_ = checkOrigins(config_.uniqueOrigin);
+    proxies_ = checkProxies(config_.trustedProxies);
     openListeners();
     raiseFileLimit();
     lastTick_ = now_ = std::max(now_, monotonicNow());
@@ -3099,6 +3132,94 @@ std::string decodePercent(std::string_view text) {
         }
     }
     return decoded;
+}
+
+// --- who is behind a proxy ---
+
+// A numeric address, IPv4 or IPv6.
+std::optional<Address> parseAddress(std::string_view text) {
+    const std::string copy(text);
+    Address address = kNoIpv6;
+    if (::inet_pton(AF_INET, copy.c_str(), &address[12]) == 1 ||
+        ::inet_pton(AF_INET6, copy.c_str(), &address[0]) == 1)
+        return address;
+    return std::nullopt;
+}
+
+bool isIn(const Network &network, const Address &address) {
+    for (std::size_t bit = 0; bit < network.bits; ++bit)
+        if (((address[bit / 8] ^ network.address[bit / 8]) & (0x80 >> bit % 8)) != 0) return false;
+    return true;
+}
+
+// In one spelling, whatever was read: the IPv4 address where it is one.
+std::string encodeAddress(const Address &address) {
+    const bool four = isIn({kNoIpv6, 96}, address);
+    std::array<char, INET6_ADDRSTRLEN> text{};
+    ::inet_ntop(four ? AF_INET : AF_INET6, &address[four ? 12 : 0], text.data(), text.size());
+    return text.data();
+}
+
+// "10.0.0.1", "10.0.0.0/8", "fd00::/8", "unix".
+std::optional<Network> parseNetwork(std::string_view text) {
+    if (text == "unix") return Network{{}, 128};
+    const std::size_t slash = std::min(text.find('/'), text.size());
+    const std::optional<Address> address = parseAddress(text.substr(0, slash));
+    if (!address) return std::nullopt;
+    if (slash == text.size()) return Network{*address, 128};
+    const std::string_view digits = text.substr(slash + 1);
+    if (digits.empty() || digits.size() > 3 || !std::all_of(digits.begin(), digits.end(), isDigit))
+        return std::nullopt;
+    const std::size_t most = text.find(':') == text.npos ? 32 : 128;
+    const std::size_t bits = std::stoul(std::string(digits));
+    if (bits > most) return std::nullopt;
+    return Network{*address, 128 - most + bits};
+}
+
+// Without its port, and the brackets that IPv6 then needs: "192.0.2.1:80", "[2001:db8::1]:80".
+std::string_view withoutPort(std::string_view text) {
+    const std::size_t bracket = text.find(']');
+    if (text.substr(0, 1) == "[" && bracket != text.npos) return text.substr(1, bracket - 1);
+    const std::size_t colon = text.find(':');
+    return colon == text.rfind(':') ? text.substr(0, colon) : text;
+}
+
+// The address in one element of Forwarded: for=192.0.2.60;proto=http, for="[2001:db8::1]:80"
+// (RFC 7239 4). Empty if there is none.
+std::string_view forwardedFor(std::string_view element) {
+    for (const std::string_view pair : splitList(element, ';')) {
+        if (!sameIgnoringCase(pair.substr(0, 4), "for=")) continue;
+        std::string_view value = pair.substr(4);
+        if (value.size() >= 2 && value.front() == '"' && value.back() == '"')
+            value = value.substr(1, value.size() - 2);
+        return value;
+    }
+    return {};
+}
+
+// Who a request comes from: `peer`, or whom a trusted proxy names. Each proxy adds at the right
+// whom it was asked by. So we go from the right, and stop at the first who is not trusted: what
+// stands left of that anybody may have made up. We stop before what is no address ("unknown",
+// "_hidden"), too. A comma in quotation marks separates like any other, or a mark that somebody
+// left open would hide what our proxy has added behind it.
+std::string clientAddress(const std::string &peer, const std::vector<Network> &trusted,
+                          const std::string &header, const RequestHead &head) {
+    const auto isTrusted = [&](const Address &address) {
+        const auto has = [&](const Network &network) { return isIn(network, address); };
+        return std::any_of(trusted.begin(), trusted.end(), has);
+    };
+    const bool plain = sameIgnoringCase(header, "X-Forwarded-For");
+    const std::string list = fieldValue(head, header);
+    std::vector<std::string_view> way = splitList(list, ',');
+    std::string client = peer;
+    std::optional<Address> address = parseAddress(peer);
+    if (!address) address = Address{};  // a Unix socket
+    for (; isTrusted(*address) && !way.empty(); way.pop_back()) {
+        address = parseAddress(withoutPort(plain ? way.back() : forwardedFor(way.back())));
+        if (!address) break;
+        client = encodeAddress(*address);
+    }
+    return client;
 }
 
 // --- responses ---

@@ -59,7 +59,8 @@ class WSRequest {
     // The subprotocols that the client offers, in its order of preference.
     std::vector<std::string> protocols() const;
 
-    // The peer's numeric IP address: "127.0.0.1", "::1"; "unix" if it came by a Unix socket.
+    // The client's numeric IP address: "127.0.0.1", "::1"; "unix" if it came by a Unix socket.
+    // What a proxy says is believed from WSBaseConfig::trustedProxies only.
     const std::string &address() const { return address_; }
 
   private:

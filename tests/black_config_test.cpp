@@ -102,6 +102,15 @@ TEST_CASE("A bad field is refused with its name, its value and what to do") {
         rows.push_back({"protocols", '"' + std::string(protocol) + '"', [=](Config &c) {
                             c.protocols = {"fine", protocol};
                         }});
+    for (const char *proxy : {"", "localhost", "10.0.0", "10.0.0.0/33", "10.0.0.0/", "10.0.0.0/-1",
+                              "10.0.0.0/0x8", "10.0.0.0/0008", "::1/129", "[::1]", "10.0.0.1:80",
+                              "unix:", "*", " 10.0.0.1", "/8", "fe80::1%lo"})
+        rows.push_back({"trustedProxies", '"' + std::string(proxy) + '"', [=](Config &c) {
+                            c.trustedProxies = {"127.0.0.1", proxy};
+                        }});
+    for (const char *header : {"", "X-Real-IP", "X-Forwarded-For "})
+        rows.push_back({"proxyHeader", '"' + std::string(header) + '"',
+                        [=](Config &c) { c.proxyHeader = header; }});
     for (const char *origin :
          {"", "*", "null", "example.com", "https://example.com/", "https://", "https:/example.com",
           "https://me@example.com", "https://a b", "https://a, https://b", "https://example.com:0",

@@ -129,6 +129,24 @@ TEST_CASE("At unix:/path it is served like at a port") {
     CHECK(client.end == "EOF");
 }
 
+TEST_CASE("A proxy that comes by a Unix socket is believed, if it is trusted") {
+    for (const bool trusted : {false, true}) {
+        Folder folder;
+        const std::string path = folder.path("socket");
+        const auto server = serverAt(path);
+        server->shutdown();
+        server->takeLastTurns();
+        if (trusted) server->config().trustedProxies = {"unix"};
+        server->listen();
+        const int fd = connectTo(path);
+        REQUIRE(fd >= 0);
+        Client client(*server, Client::Connected{fd});
+        client.send(upgrade("/", "X-Forwarded-For: 192.0.2.9\r\n"));
+        CHECK(has(client.head(), " 101 "));
+        CHECK(server->user(1).address() == (trusted ? "192.0.2.9" : "unix"));
+    }
+}
+
 TEST_CASE("The file has the configured mode, whatever the umask is, and goes with the listener") {
     for (const int mode : {0600, 0660, 0666}) {
         for (const mode_t mask : {mode_t{0}, mode_t{077}}) {
@@ -277,6 +295,24 @@ TEST_CASE("Who comes while nobody accepts is served by the next server") {
     Server next(change);
     pump(next, "a request", [&] { return !next.hooks.empty(); });
     CHECK(client.status() == 426);
+    ::close(fd);
+}
+
+TEST_CASE("Who comes by IPv4 to a socket that takes both has an IPv4 address") {
+    const int fd = ::socket(AF_INET6, SOCK_STREAM, 0), off = 0;
+    sockaddr_in6 address{};
+    address.sin6_family = AF_INET6;
+    address.sin6_addr = in6addr_any;
+    ::setsockopt(fd, IPPROTO_IPV6, IPV6_V6ONLY, &off, sizeof off);
+    if (fd < 0 || ::bind(fd, reinterpret_cast<sockaddr *>(&address), sizeof address) != 0) {
+        MESSAGE("skipped: this machine has no IPv6");
+        ::close(fd);
+        return;
+    }
+    REQUIRE(::listen(fd, 10) == 0);
+    Server server([&](Config &config) { config.listenFd = fd; });
+    const Peer peer(server);
+    CHECK(server.user(1).address() == "127.0.0.1");
     ::close(fd);
 }
 

@@ -225,6 +225,50 @@ TEST_CASE("maxUsersPerAddress counts the users of each address") {
     }
 }
 
+TEST_CASE("A header never changes an address, unless a trusted proxy says so") {
+    const std::string claim = "X-Forwarded-For: 192.0.2.9\r\nForwarded: for=192.0.2.8\r\n";
+    struct Row {
+        Strings trusted;
+        std::string header, address;
+    };
+    const std::vector<Row> rows = {{{}, "X-Forwarded-For", "127.0.0.1"},
+                                   {{"10.0.0.0/8"}, "X-Forwarded-For", "127.0.0.1"},
+                                   {{"127.0.0.0/8"}, "X-Forwarded-For", "192.0.2.9"},
+                                   {{"::1", "127.0.0.1"}, "forwarded", "192.0.2.8"}};
+    for (const Row &row : rows) {
+        Server server([&](Config &config) {
+            config.trustedProxies = row.trusted;
+            config.proxyHeader = row.header;
+            config.debug = true;
+        });
+        std::string asked;
+        server.onHttp = [&](const WSRequest &request, WSResponse &) { asked = request.address(); };
+        const Peer peer(server, "/", claim);
+        CHECK(server.user(1).address() == row.address);
+        CHECK(server.user(1).request().address() == row.address);
+        CHECK(server.printed("user 1 (" + row.address + ") came"));
+        Client page(server);
+        page.send("GET / HTTP/1.1\r\nHost: a\r\n" + claim + "\r\n");
+        CHECK(page.status() == 426);
+        CHECK(asked == row.address);
+    }
+}
+
+TEST_CASE("maxUsersPerAddress counts those behind a trusted proxy one by one") {
+    Server server([](Config &config) {
+        config.trustedProxies = {"127.0.0.1"};
+        config.maxUsersPerAddress = 1;
+    });
+    const Peer ada(server, "/", "X-Forwarded-For: 192.0.2.1\r\n");
+    const Peer bob(server, "/", "X-Forwarded-For: 192.0.2.2\r\n");
+    for (const char *way : {"192.0.2.1", "192.0.2.9, 192.0.2.1"}) {
+        Client third(server);
+        third.send(upgrade("/", "X-Forwarded-For: "s + way + "\r\n"));
+        CHECK(third.status() == 503);
+    }
+    CHECK(server.userCount() == 2);
+}
+
 TEST_CASE("Who sends more than maxMessagesPerSecond is disconnected with 1008") {
     for (const unsigned opcode : {kText, kBinary, kPing, kPong}) {
         CAPTURE(opcode);

@@ -317,6 +317,147 @@ TEST_CASE("fields keep their order; names ignore case; values of one name are jo
 
 // --- what every request has to keep ---
 
+namespace {
+
+std::vector<Network> networks(const std::vector<std::string> &texts) {
+    std::vector<Network> all;
+    for (const std::string &text : texts) {
+        const std::optional<Network> network = parseNetwork(text);
+        REQUIRE(network);
+        all.push_back(*network);
+    }
+    return all;
+}
+
+// Who it is by these header lines, if "10.0.0.0/8", "::1" and the Unix sockets are trusted.
+std::string clientBy(const std::string &peer, const std::string &header, const std::string &lines) {
+    const std::vector<Network> trusted = networks({"10.0.0.0/8", "::1", "unix"});
+    return clientAddress(peer, trusted, header, Head(withField(lines)).parsed);
+}
+
+}  // namespace
+
+TEST_CASE("whom X-Forwarded-For tells of, if it is a trusted proxy that says so") {
+    struct Row {
+        std::string label;
+        std::string peer;
+        std::string value;
+        std::string client;
+    };
+    const Row rows[] = {
+        // clang-format off
+        {"a stranger is not believed", "192.0.2.1", "192.0.2.9", "192.0.2.1"},
+        {"nor is one whose address looks alike", "11.0.0.1", "192.0.2.9", "11.0.0.1"},
+        {"a proxy is", "10.0.0.1", "192.0.2.9", "192.0.2.9"},
+        {"and one by IPv6", "::1", "192.0.2.9", "192.0.2.9"},
+        {"and one by a Unix socket", "unix", "192.0.2.9", "192.0.2.9"},
+        {"a client by IPv6", "10.0.0.1", "2001:db8::9", "2001:db8::9"},
+        {"in one spelling", "10.0.0.1", "2001:DB8:0:0::9", "2001:db8::9"},
+        {"IPv4 in the clothes of IPv6", "10.0.0.1", "::ffff:192.0.2.9", "192.0.2.9"},
+        {"what the client itself says stands left", "10.0.0.1", "1.1.1.1, 192.0.2.9", "192.0.2.9"},
+        {"also if it claims to be a proxy", "10.0.0.1", "10.0.0.3, 192.0.2.9", "192.0.2.9"},
+        {"a way over two proxies", "10.0.0.1", "1.1.1.1, 192.0.2.9, 10.9.9.9", "192.0.2.9"},
+        {"and three", "::1", "192.0.2.9,10.9.9.9 ,\t::1", "192.0.2.9"},
+        {"a client that is a proxy itself", "10.0.0.1", "10.0.0.2, 10.0.0.3", "10.0.0.2"},
+        {"nothing", "10.0.0.1", "", "10.0.0.1"},
+        {"nothing but commas", "10.0.0.1", " , ,,", "10.0.0.1"},
+        {"an empty element", "10.0.0.1", "192.0.2.9,", "192.0.2.9"},
+        {"no address", "10.0.0.1", "unknown", "10.0.0.1"},
+        {"no address behind a proxy", "10.0.0.1", "192.0.2.9, evil, 10.0.0.2", "10.0.0.2"},
+        {"half an address", "10.0.0.1", "192.0.2", "10.0.0.1"},
+        {"too much of one", "10.0.0.1", "192.0.2.256", "10.0.0.1"},
+        {"a number", "10.0.0.1", "3232235521", "10.0.0.1"},
+        {"a name", "10.0.0.1", "localhost", "10.0.0.1"},
+        {"a script", "10.0.0.1", "<script>", "10.0.0.1"},
+        {"the name of the Unix sockets", "10.0.0.1", "unix", "10.0.0.1"},
+        {"a zone", "10.0.0.1", "fe80::1%eth0", "10.0.0.1"},
+        {"two in one", "10.0.0.1", "192.0.2.9 192.0.2.8", "10.0.0.1"},
+        {"a port", "10.0.0.1", "192.0.2.9:4711", "192.0.2.9"},
+        {"a port of IPv6", "10.0.0.1", "[2001:db8::9]:4711", "2001:db8::9"},
+        {"brackets", "10.0.0.1", "[2001:db8::9]", "2001:db8::9"},
+        {"a bracket", "10.0.0.1", "[2001:db8::9", "10.0.0.1"},
+        {"an empty bracket", "10.0.0.1", "[", "10.0.0.1"},
+        {"nothing but a port", "10.0.0.1", ":80", "10.0.0.1"},
+        {"it is no Forwarded", "10.0.0.1", "for=192.0.2.9", "10.0.0.1"},
+        // clang-format on
+    };
+    for (const Row &row : rows) {
+        INFO(row.label);
+        CHECK(clientBy(row.peer, "x-forwarded-for", "X-Forwarded-For: " + row.value) == row.client);
+        CHECK(clientBy(row.peer, "Forwarded", "X-Forwarded-For: " + row.value) == row.peer);
+    }
+    CHECK(clientBy("10.0.0.1", "X-Forwarded-For", "X: y") == "10.0.0.1");
+    CHECK(clientBy("10.0.0.1", "X-Forwarded-For",
+                   "X-Forwarded-For: 192.0.2.9\r\nX-Forwarded-For: 192.0.2.8") == "192.0.2.8");
+}
+
+TEST_CASE("whom Forwarded tells of (RFC 7239)") {
+    struct Row {
+        std::string label;
+        std::string value;
+        std::string client;
+    };
+    const Row rows[] = {
+        // clang-format off
+        {"a client", "for=192.0.2.60;proto=http;by=203.0.113.43", "192.0.2.60"},
+        {"its name in any case, elsewhere", "Proto=https; FOR=192.0.2.60", "192.0.2.60"},
+        {"with a port, quoted", "for=\"192.0.2.60:4711\"", "192.0.2.60"},
+        {"by IPv6", "For=\"[2001:db8:cafe::17]:4711\"", "2001:db8:cafe::17"},
+        {"a way", "for=192.0.2.43, for=198.51.100.17, for=10.0.0.9", "198.51.100.17"},
+        {"hidden", "for=192.0.2.43, for=_hidden", "10.0.0.1"},
+        {"unknown", "for=unknown", "10.0.0.1"},
+        {"without a client", "for=192.0.2.43, by=203.0.113.43", "10.0.0.1"},
+        {"a mark left open does not swallow what follows", "for=\"1.1.1.1, for=192.0.2.9", "192.0.2.9"},
+        {"nor does a comma in quotation marks", "for=\"a,b\", for=192.0.2.9", "192.0.2.9"},
+        {"half a quotation", "for=\"192.0.2.9", "10.0.0.1"},
+        {"one mark", "for=\"", "10.0.0.1"},
+        {"no equals sign", "for", "10.0.0.1"},
+        {"spaces", "for = 192.0.2.9", "10.0.0.1"},
+        {"nothing", "", "10.0.0.1"},
+        {"it is no X-Forwarded-For", "192.0.2.9", "10.0.0.1"},
+        // clang-format on
+    };
+    for (const Row &row : rows) {
+        INFO(row.label);
+        CHECK(clientBy("10.0.0.1", "Forwarded", "Forwarded: " + row.value) == row.client);
+        CHECK(clientBy("192.0.2.1", "Forwarded", "Forwarded: " + row.value) == "192.0.2.1");
+        CHECK(clientBy("10.0.0.1", "X-Forwarded-For", "Forwarded: " + row.value) == "10.0.0.1");
+    }
+}
+
+TEST_CASE("networks, and who is in them") {
+    struct Row {
+        std::string network;
+        std::string in;
+        std::string out;  // of which the header lines are not believed
+    };
+    const Row rows[] = {
+        {"192.0.2.1", "192.0.2.1", "192.0.2.0"},
+        {"192.0.2.0/24", "192.0.2.255", "192.0.3.0"},
+        {"192.0.2.128/25", "192.0.2.128", "192.0.2.127"},
+        {"192.0.2.129/31", "192.0.2.128", "192.0.2.130"},
+        {"0.0.0.0/0", "255.255.255.255", "::1"},
+        {"fd00::/8", "fdff::1", "fc00::1"},
+        {"fd00::/7", "fcff::1", "10.0.0.1"},
+        {"2001:db8::1/128", "2001:db8::1", "2001:db8::2"},
+        {"::/0", "2001:db8::1", ""},
+        {"::ffff:10.0.0.0/104", "10.1.1.1", "11.1.1.1"},
+        {"unix", "unix", "::1"},
+    };
+    for (const Row &row : rows) {
+        INFO(row.network);
+        const Head head(withField("X-Forwarded-For: 198.51.100.7"));
+        const auto client = [&](const std::string &peer) {
+            return clientAddress(peer, networks({row.network}), "X-Forwarded-For", head.parsed);
+        };
+        CHECK(client(row.in) == "198.51.100.7");
+        if (!row.out.empty()) CHECK(client(row.out) == row.out);
+    }
+    for (const char *text :
+         {"", "/", "1.2.3.4/", "1.2.3.4/33", "1.2.3.4/1e1", "::/129", "a", "Unix"})
+        CHECK_FALSE(parseNetwork(text));
+}
+
 TEST_CASE("requests, and the status that refuses them") {
     struct Row {
         std::string label;
