@@ -73,7 +73,8 @@ struct WSBaseConfig {
     std::string proxyHeader = "X-Forwarded-For";
 
     // The subprotocols this server speaks, best first (RFC 6455 1.9). The first
-    // that the client offers too is agreed on; user.protocol() tells it. Each
+    // that the client offers too is agreed on, unless preConnect() chooses
+    // otherwise (acceptProtocol()); user.protocol() tells it. Each
     // is a token as RFC 9110 5.6.2 has it.
     std::vector<std::string> protocols;
 

@@ -542,6 +542,8 @@ struct WSLoop {
     // Users (section 5)
     void disconnect(WSBaseUser &user, int code, std::string_view reason);
     void refuse(WSBaseUser &user, int status, std::string_view text);
+    void acceptProtocol(WSBaseUser &user, std::string_view protocol);
+    void requireNewcomer(const WSBaseUser &user, const char *call) const;
     void fail(WSConnection &c, int code, std::string reason);
     void lose(WSConnection &c, std::string reason);
     void end(WSConnection &c, int code, std::string reason, State next);
@@ -1615,12 +1617,27 @@ void WSLoop::disconnect(WSBaseUser &user, int code, std::string_view reason) {
 }
 
 void WSLoop::refuse(WSBaseUser &user, int status, std::string_view text) {
-    if (newcomer_ == nullptr || user.connection_ != newcomer_)
-        throw std::logic_error("refuse() is for preConnect(), and for the user it was called with");
+    requireNewcomer(user, "refuse()");
     if (status < 400 || status > 599)
         throw std::invalid_argument("refuse(): status " + std::to_string(status) +
                                     " is not between 400 and 599");
     refusal_ = plainResponse(status, text);
+}
+
+// Never the client's bytes, but for a token that it did offer (RFC 6455 4.2.2).
+void WSLoop::acceptProtocol(WSBaseUser &user, std::string_view protocol) {
+    requireNewcomer(user, "acceptProtocol()");
+    const std::vector<std::string> offered = user.request_.protocols();
+    const bool isOffered = std::find(offered.begin(), offered.end(), protocol) != offered.end();
+    if (!protocol.empty() && !(isOffered && isToken(protocol)))
+        throw std::invalid_argument("acceptProtocol(): the client does not offer this one");
+    user.protocol_ = protocol.empty() ? nullptr : std::make_unique<const std::string>(protocol);
+}
+
+void WSLoop::requireNewcomer(const WSBaseUser &user, const char *call) const {
+    if (newcomer_ == nullptr || user.connection_ != newcomer_)
+        throw std::logic_error(std::string(call) +
+                               " is for preConnect(), and for the user it was called with");
 }
 
 // The peer broke the protocol: it is told so, then the connection is closed, without
@@ -1893,9 +1910,7 @@ void WSLoop::answerRequest(WSConnection &c, const RequestHead &head) {
         "Connection: Upgrade\r\n"
         "Sec-WebSocket-Accept: " +
         acceptKey(fieldValue(head, "Sec-WebSocket-Key")) + "\r\n";
-    const std::string protocol = chooseProtocol(config_.protocols, head);
-    if (!protocol.empty()) response += "Sec-WebSocket-Protocol: " + protocol + "\r\n";
-    welcome(c, response + "\r\n", protocol);
+    welcome(c, response, chooseProtocol(config_.protocols, head));
 }
 
 // An origin is compared as a whole, in one spelling. It can only be trusted in browsers,
@@ -1911,7 +1926,8 @@ bool WSLoop::originAllowed(const RequestHead &head) const {
 }
 
 // Makes the user, and lets it in unless preConnect() refuses it. From here on the text of
-// the request's head belongs to the user.
+// the request's head belongs to the user. `response` lacks the subprotocol, if there is one,
+// and the empty line.
 void WSLoop::welcome(WSConnection &c, const std::string &response, const std::string &protocol) {
     refusal_.reset();
     const bool returned = callHook(&c, "preConnect", [&] {
@@ -1929,7 +1945,11 @@ void WSLoop::welcome(WSConnection &c, const std::string &response, const std::st
     c.state = State::open;
     ++userCount_;
     ++withUser_;
-    queue(c, [&](Outbox &outbox) { outbox.append(response); });
+    queue(c, [&](Outbox &outbox) {
+        const std::string &agreed = c.user->protocol();
+        const std::string line = agreed.empty() ? "" : "Sec-WebSocket-Protocol: " + agreed + "\r\n";
+        outbox.append(response + line + "\r\n");
+    });
     log(WSLevel::debug, [&] { return nameOf(c) + " came: " + c.user->request().path(); });
     callHook(&c, "postConnect", [&] { server_.callPostConnect(*c.user, c.fd); });
 }
@@ -2427,6 +2447,9 @@ void WSBaseServer::disconnect(WSBaseUser &user, int code, std::string_view reaso
 }
 void WSBaseServer::refuse(WSBaseUser &user, int status, std::string_view text) {
     loop_->refuse(user, status, text);
+}
+void WSBaseServer::acceptProtocol(WSBaseUser &user, std::string_view protocol) {
+    loop_->acceptProtocol(user, protocol);
 }
 
 int WSBaseServer::userCount() const { return loop_->userCount_; }

@@ -221,6 +221,12 @@ class WSBaseServer {
     // std::invalid_argument) and text, and no other hook runs.
     void refuse(WSBaseUser &user, int status, std::string_view text = {});
 
+    // In preConnect() only, std::logic_error elsewhere: agrees on this subprotocol instead of
+    // the first of WSBaseConfig::protocols that the client offers, or on none if it is empty. It
+    // may be any that the client offers (user.request().protocols()), std::invalid_argument
+    // otherwise: a client fails the connection over another one (RFC 6455 4.1).
+    void acceptProtocol(WSBaseUser &user, std::string_view protocol);
+
     // Users that are connected: past preConnect(), not on the way out.
     int userCount() const;
 

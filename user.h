@@ -110,7 +110,8 @@ class WSBaseUser {
     const WSRequest &request() const { return request_; }
     const std::string &address() const { return request_.address(); }
 
-    // The agreed subprotocol, one of WSBaseConfig::protocols; empty if none was.
+    // The agreed subprotocol: the first of WSBaseConfig::protocols that was offered, or what
+    // preConnect() chose; empty if there is none.
     const std::string &protocol() const;
 
     // Why it ends, for preDisconnect: the close code (RFC 6455 7.4) and its

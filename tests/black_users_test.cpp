@@ -770,3 +770,54 @@ TEST_CASE("The subprotocol is the first of the server's that the client offers")
             CHECK(has(peer.response, "Sec-WebSocket-Protocol: " + row.agreed + "\r\n"));
     }
 }
+
+TEST_CASE("preConnect() may accept another subprotocol of those that are offered, or none") {
+    struct Row {
+        std::string accepted, offered, agreed;
+        bool throws;
+    };
+    const std::vector<Row> rows = {
+        {"v1", "v1, v2", "v1", false},  {"x", "v2, x", "x", false},
+        {"", "v2", "", false},          {"", "", "", false},
+        {"v1", "v2", "v2", true},       {"V1", "v1", "v1", true},
+        {"v1", "", "", true},           {"a b", "v2, a b", "v2", true},
+        {"v2, x", "v2, x", "v2", true}, {"v1\r\nX: y", "v1", "v1", true},
+    };
+    for (const Row &row : rows) {
+        CAPTURE(row.accepted);
+        CAPTURE(row.offered);
+        Server server([](Config &config) { config.protocols = {"v2", "v1"}; });
+        server.onPreConnect = [&](User &user) {
+            if (row.throws)
+                CHECK_THROWS_AS(server.acceptProtocol(user, row.accepted), std::invalid_argument);
+            else server.acceptProtocol(user, row.accepted);
+            CHECK(user.protocol() == row.agreed);
+        };
+        const std::string offer = "Sec-WebSocket-Protocol: " + row.offered + "\r\n";
+        const Peer peer(server, "/", row.offered.empty() ? "" : offer);
+        CHECK(server.user(1).protocol() == row.agreed);
+        CHECK(has(peer.response, "Sec-WebSocket-Protocol") == !row.agreed.empty());
+        CHECK(has(peer.response, "Sec-WebSocket-Protocol: " + row.agreed + "\r\n\r\n") ==
+              !row.agreed.empty());
+    }
+}
+
+TEST_CASE("acceptProtocol() elsewhere than in preConnect() throws") {
+    Server server;
+    int throws = 0;
+    const auto check = [&](User &user) {
+        CHECK_THROWS_AS(server.acceptProtocol(user, "v1"), std::logic_error);
+        ++throws;
+    };
+    server.onPostConnect = check;
+    server.onProcess = [&](User &user, WSMessage &) { check(user); };
+    server.onPreConnect = [&](User &user) {
+        if (user.id() == 2) check(server.user(1));
+    };
+    Peer ada(server, "/", "Sec-WebSocket-Protocol: v1\r\n");
+    ada.send(frame(kText, "x"));
+    CHECK(ada.hearUntilPong().size() == 0);
+    const Peer bob(server);
+    CHECK(throws == 4);
+    CHECK(server.user(1).protocol().empty());
+}
