@@ -15,6 +15,9 @@
 //                                            typing          nick
 //                                            error           about (a type), text, key
 //
+// Beside the page, GET /healthz says "ok" as long as somebody is at home, and GET /metrics
+// tells Prometheus what goes on.
+//
 // "you" and "from" are ids of users, "people" is a list of nicks, "history" one of messages,
 // "time" is in milliseconds since 1970. No two people have the same nick: a taken one gets a
 // number. Three things make it smooth to come back after the connection broke:
@@ -36,9 +39,13 @@
 #include <fstream>
 #include <iostream>
 #include <iterator>
+#include <map>
 #include <random>
 #include <set>
 #include <stdexcept>
+#include <string>
+#include <utility>
+#include <vector>
 
 namespace {
 
@@ -143,6 +150,56 @@ Json::Value about(const ChatUser &user, const char *type) {
 }
 
 // ----------------------------------------------------------------------------
+// Metrics, in the text format of Prometheus.
+// ----------------------------------------------------------------------------
+
+using Samples = std::vector<std::pair<std::string, std::string>>;  // labels, value
+
+std::string metric(const std::string &name, const char *type, const char *help,
+                   const Samples &samples) {
+    std::string text = "# HELP " + name + ' ' + help + "\n# TYPE " + name + ' ' + type + '\n';
+    for (const auto &[labels, value] : samples) text += name + labels + ' ' + value + '\n';
+    return text;
+}
+
+std::string gauge(const std::string &name, const char *help, std::uint64_t value) {
+    return metric(name, "gauge", help, {{"", std::to_string(value)}});
+}
+
+std::string bothWays(const std::string &name, const char *help, std::uint64_t received,
+                     std::uint64_t sent) {
+    return metric(name, "counter", help,
+                  {{"{direction=\"received\"}", std::to_string(received)},
+                   {"{direction=\"sent\"}", std::to_string(sent)}});
+}
+
+std::string byNumber(const std::string &name, const char *help, const std::string &label,
+                     const std::map<int, std::uint64_t> &counts) {
+    Samples samples;
+    for (const auto &[number, count] : counts)
+        samples.emplace_back('{' + label + "=\"" + std::to_string(number) + "\"}",
+                             std::to_string(count));
+    return metric(name, "counter", help, samples);
+}
+
+std::string metricsOf(const WSStats &stats) {
+    return gauge("chat_users", "Who is connected.", stats.users) +
+           gauge("chat_pending", "Connections that are no users, yet or any more.", stats.pending) +
+           gauge("chat_queued_bytes", "What waits to be taken by them.", stats.queuedBytes) +
+           bothWays("chat_messages_total", "Messages.", stats.messagesReceived,
+                    stats.messagesSent) +
+           bothWays("chat_bytes_total", "Bytes on the wire.", stats.bytesReceived,
+                    stats.bytesSent) +
+           byNumber("chat_disconnects_total", "Who left, by close code (RFC 6455 7.4).", "code",
+                    stats.disconnects) +
+           byNumber("chat_answers_total", "HTTP answers but 101.", "status", stats.answers) +
+           metric("chat_turns_total", "counter", "Turns of the loop.",
+                  {{"", std::to_string(stats.turns)}}) +
+           metric("chat_longest_turn_seconds", "gauge", "How long everybody had to wait, at worst.",
+                  {{"", std::to_string(stats.longestTurnSeconds)}});
+}
+
+// ----------------------------------------------------------------------------
 // The server: its hooks, what a page may say, what pages are told.
 // ----------------------------------------------------------------------------
 
@@ -153,6 +210,8 @@ class ChatServer : public WebSocketServer<ChatUser, ChatConfig> {
 
   private:
     void httpRequest(const WSRequest &request, WSResponse &response) override {
+        if (request.path() == "/healthz") return tell(response, "ok\n");
+        if (request.path() == "/metrics") return tell(response, metricsOf(stats()));
         const bool found = request.path() == "/" || request.path() == "/index.html";
         response.status = found ? 200 : 404;
         response.body = "There is nothing here. The chat is at /\n";
@@ -255,6 +314,14 @@ class ChatServer : public WebSocketServer<ChatUser, ChatConfig> {
         for (const ChatUser &other : users())
             if (other.isHere()) message["people"].append(other.nick);
         return message;
+    }
+
+    // What programs ask for. (The version is that of the metrics' format.)
+    static void tell(WSResponse &response, std::string text) {
+        response.status = 200;
+        response.headers = {{"Content-Type", "text/plain; version=0.0.4; charset=utf-8"},
+                            {"Cache-Control", "no-store"}};
+        response.body = std::move(text);
     }
 
     // A browser runs only the script and the styles that carry the nonce of this very answer.

@@ -10,6 +10,8 @@
 #include <cstdlib>
 #include <fstream>
 #include <iterator>
+#include <map>
+#include <sstream>
 
 #include <sys/wait.h>
 
@@ -224,6 +226,86 @@ TEST_CASE("examples/chat serves its page, and two people chat") {
     CHECK(last == "close 1001");
     ada.close();
     CHECK(chat.exitCode() == 0);
+}
+
+namespace {
+
+std::string answerTo(int port, const std::string &request, const std::string &type) {
+    Client client(port);
+    client.send(request + " HTTP/1.1\r\nHost: localhost\r\n\r\n");
+    const Answer answer = client.answer(has(request, "HEAD"));
+    CHECK(answer.status == 200);
+    CHECK(has(answer.header("Content-Type"), type));
+    return answer.body;
+}
+
+bool isNumber(const std::string &text) {
+    return !text.empty() && text.find_first_not_of("0123456789.") == text.npos;
+}
+
+// Metrics in the text format of Prometheus, by name and labels. For each: its HELP, its TYPE,
+// then samples of that very name, none twice, each line with its line feed. Counters are
+// called "_total", and nothing else is.
+std::map<std::string, double> parseMetrics(const std::string &text) {
+    std::map<std::string, double> samples;
+    std::string name, line;
+    std::istringstream lines(text);
+    CHECK(text.back() == '\n');
+    while (std::getline(lines, line)) {
+        CAPTURE(line);
+        if (line.substr(0, 7) == "# HELP ") {
+            name = line.substr(7, line.find(' ', 7) - 7);
+            CHECK(line.size() > 8 + name.size());
+            CHECK(name.find_first_not_of("abcdefghijklmnopqrstuvwxyz_") == name.npos);
+            REQUIRE(std::getline(lines, line));
+            const bool counts = name.size() > 6 && name.substr(name.size() - 6) == "_total";
+            CHECK(line == "# TYPE " + name + (counts ? " counter" : " gauge"));
+            continue;
+        }
+        const std::size_t space = line.rfind(' ');
+        const std::string key = line.substr(0, space), labels = key.substr(name.size());
+        CHECK(key.substr(0, name.size()) == name);
+        const bool quoted = has(labels, "=\"") && labels.front() == '{' &&
+                            labels.substr(labels.size() - 2) == "\"}" &&
+                            std::count(labels.begin(), labels.end(), '"') == 2;
+        CHECK((labels.empty() || quoted));
+        CHECK(isNumber(line.substr(space + 1)));
+        CHECK(samples.emplace(key, std::stod(line.substr(space + 1))).second);
+    }
+    return samples;
+}
+
+}  // namespace
+
+TEST_CASE("examples/chat tells that it is well, and its metrics in the format of Prometheus") {
+    Program chat("chat", {"--port", "0"});
+    const int port = portIn(chat.after("open http://localhost:"));
+    CHECK(answerTo(port, "GET /healthz", "text/plain") == "ok\n");
+    CHECK(answerTo(port, "HEAD /healthz", "text/plain").empty());
+
+    Peer ada(port, "/chat"), bob(port, "/chat"), eve(port, "/chat");
+    say(ada, R"({"type":"hello","nick":"Ada","session":"1"})");
+    heard(ada, "welcome");
+    eve.send("\xFF\xFF");
+    CHECK(eve.hear() == "close 1002");
+    Client lost(port);
+    lost.send("GET /nothing HTTP/1.1\r\nHost: localhost\r\n\r\n");
+    CHECK(lost.status() == 404);
+
+    const std::string text = answerTo(port, "GET /metrics", "text/plain; version=0.0.4");
+    std::map<std::string, double> metrics = parseMetrics(text);
+    CHECK(metrics["chat_users"] == 2);
+    CHECK(metrics["chat_messages_total{direction=\"received\"}"] == 1);
+    CHECK(metrics["chat_messages_total{direction=\"sent\"}"] == 1);
+    CHECK(metrics["chat_bytes_total{direction=\"received\"}"] > 500);
+    CHECK(metrics["chat_bytes_total{direction=\"sent\"}"] > 500);
+    CHECK(metrics["chat_disconnects_total{code=\"1002\"}"] == 1);
+    CHECK(metrics["chat_answers_total{status=\"200\"}"] == 2);
+    CHECK(metrics["chat_answers_total{status=\"404\"}"] == 1);
+    CHECK(metrics["chat_turns_total"] > 5);
+    for (const char *name : {"chat_pending", "chat_queued_bytes", "chat_longest_turn_seconds"})
+        CHECK(metrics.count(name) == 1);
+    CHECK(metrics.size() == 12);
 }
 
 TEST_CASE("examples/readme is the chat that the README shows") {
