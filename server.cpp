@@ -588,8 +588,8 @@ struct WSLoop {
     std::vector<std::string> origins_;  // config_.uniqueOrigin, in one spelling
     std::vector<Network> proxies_;      // config_.trustedProxies
     int port_ = 0;
-    std::string socketPath_;     // of the listener, if it is a Unix socket, and
-    struct stat socketFile_ {};  // its file
+    std::string socketPath_;  // of the listener, if it is a Unix socket, and
+    ino_t socketFile_ = 0;    // which file that is
 
     // Entry 0 of the array is the wake pipe, then come the listeners; entry firstWatched() + i
     // belongs to watched_[i], entry firstConnection_ + i to connections_[i].
@@ -953,8 +953,9 @@ int WSLoop::waitAtMost(std::chrono::milliseconds timeout) const {
     return static_cast<int>(std::max<Milliseconds>(until - now_, 0));
 }
 
-// The wake pipe, the listeners, what is watched, those who have something left to be read, then each ready
-// connection. Those that are accepted here are appended, and not ready before the next turn.
+// The wake pipe, the listeners, what is watched, those who have something left to be read, then
+// each ready connection. Those that are accepted here are appended, and not ready before the
+// next turn.
 void WSLoop::serve(int ready) {
     const std::size_t left = unread_.size(), front = front_, before = connections_.size();
     framesEach_ = std::max(config_.framesPerTurn / std::max(ready + static_cast<int>(left), 1), 1);
@@ -1103,7 +1104,7 @@ void WSLoop::heedStop() {
 // this one is.
 void WSLoop::tick() {
     const Milliseconds period = tickPeriod();
-    if (period == 0 || now_ - lastTick_ < period) return;
+    if (period <= 0 || now_ - lastTick_ < period) return;
     lastTick_ = now_ - (now_ - lastTick_) % period;
     callHook(nullptr, "tick", [&] { server_.tick(); });
 }
@@ -1196,6 +1197,7 @@ void WSLoop::serveWatched(int &ready) {
     }
 }
 
+// A descriptor that is watched anew gets a new place, too: its old function may be running.
 void WSLoop::watch(int fd, short events, std::function<void(short)> function) {
     if (fd < 0 || !function)
         throw std::invalid_argument("watch() wants a descriptor, and a function to call");
@@ -2218,15 +2220,14 @@ bool isStale(const sockaddr_un &where) {
     return refused;
 }
 
-// bind(), also over what is stale; else the error is EADDRINUSE.
+// bind(), also over what is stale. If nothing was, the second try fails like the first.
 bool bindUnix(int fd, const sockaddr_un &where) {
     const auto *address = reinterpret_cast<const sockaddr *>(&where);
-    if (::bind(fd, address, sizeof where) == 0) return true;
+    const auto binds = [&] { return ::bind(fd, address, sizeof where) == 0; };
+    if (binds()) return true;
     if (errno != EADDRINUSE) return false;
-    if (isStale(where) && ::unlink(where.sun_path) == 0)
-        return ::bind(fd, address, sizeof where) == 0;
-    errno = EADDRINUSE;
-    return false;
+    if (isStale(where)) ::unlink(where.sun_path);
+    return binds();
 }
 
 // A listening Unix socket, or -1 and errno. Nobody can connect before listen(), when its mode
@@ -2244,6 +2245,13 @@ int openUnixSocket(const std::string &path, int mode) {
     closeKeepingErrno(fd);
     if (bound) ::unlink(where.sun_path);
     return -1;
+}
+
+// By which a file is known again; 0 if there is none.
+ino_t fileNumber(const std::string &path) {
+    struct stat file {};
+    ::lstat(path.c_str(), &file);
+    return file.st_ino;
 }
 
 // A copy of a socket that listens already, or -1 and errno.
@@ -2338,7 +2346,7 @@ int WSLoop::openUnixListener() {
     return addListener([&] {
         const int fd = openUnixSocket(path, config_.unixMode);
         if (fd < 0) return fd;
-        ::lstat(path.c_str(), &socketFile_);
+        socketFile_ = fileNumber(path);
         socketPath_ = std::move(path);
         return fd;
     });
@@ -2360,9 +2368,7 @@ int WSLoop::openListenersOf(const addrinfo *list) {
 // The file of a Unix socket goes first, and only if it is still ours: while we listen nobody
 // takes it for stale, but somebody may have removed it by hand, and another server be there.
 void WSLoop::closeListeners() {
-    struct stat there {};
-    if (!socketPath_.empty() && ::lstat(socketPath_.c_str(), &there) == 0 &&
-        there.st_dev == socketFile_.st_dev && there.st_ino == socketFile_.st_ino)
+    if (!socketPath_.empty() && fileNumber(socketPath_) == socketFile_)
         ::unlink(socketPath_.c_str());
     socketPath_.clear();
     for (; listeners_ > 0; --listeners_, --firstConnection_) {

@@ -188,7 +188,9 @@ TEST_CASE("HEAD is answered like GET, with the length of the body but without it
     };
     const std::vector<std::pair<std::string, int>> rows = {
         {"/page", 200}, {"/nothing", 426}, {"/throws", 500}};
-    for (const auto &[path, status] : rows) {
+    for (const auto &row : rows) {
+        const auto &path = row.first;
+        const int status = row.second;
         CAPTURE(path);
         Client head(server), get(server);
         head.send("HEAD " + path + " HTTP/1.1\r\nHost: a\r\n\r\n");

@@ -368,12 +368,14 @@ TEST_CASE("findUser() finds who is connected: from postConnect() on, until preDi
     User *found = server.findUser(2);
     REQUIRE(found != nullptr);
     CHECK(found->id() == 2);
-    for (const std::uint64_t id : {0, 3, 4, 6}) CHECK(server.findUser(id) == nullptr);
+    for (const auto id : std::vector<std::uint64_t>{0, 3, 4, 6})
+        CHECK(server.findUser(id) == nullptr);
     bob.send(frame(kText, "kick me"));
     CHECK(bob.hear() == "close 1000");
     ada.reset();
     pump(server, "ada's end", [&] { return server.userCount() == 1; });
-    for (const std::uint64_t id : {1, 2, 3, 4}) CHECK(server.findUser(id) == nullptr);
+    for (const auto id : std::vector<std::uint64_t>{1, 2, 3, 4})
+        CHECK(server.findUser(id) == nullptr);
     CHECK(server.findUser(5) == &server.user(5));
     server.turn(0ms);
 }
