@@ -75,7 +75,6 @@
 #include <sstream>
 #include <stdexcept>
 #include <system_error>
-#include <unordered_map>
 
 #include <arpa/inet.h>
 #include <fcntl.h>
@@ -548,7 +547,7 @@ struct WSLoop {
     void lose(WSConnection &c, std::string reason);
     void end(WSConnection &c, int code, std::string reason, State next);
     void sayGoodbye(WSConnection &c);
-    void forget(WSConnection &c);
+    std::vector<WSConnection *>::iterator searchId(std::uint64_t id);
     void remove(WSConnection &c);
     bool hasRoomFor(const WSConnection &newcomer);
     void disconnectIfIdle(WSConnection &c);
@@ -614,10 +613,9 @@ struct WSLoop {
     std::vector<WSConnection *> drained_;  // have nothing queued any more
     std::vector<WSConnection *> marked_;   // have ended, or lost their user
     int userCount_ = 0;                    // users that are open
-    std::size_t withUser_ = 0;             // connections that have a user, whatever its state
     std::uint64_t lastId_ = 0;
     Counters counters_;
-    std::unordered_map<std::uint64_t, WSConnection *> byUserId_;
+    std::vector<WSConnection *> byId_;  // who has a user, whatever its state, oldest first
 
     int framesEach_ = 0;    // what each may read in this turn
     Milliseconds now_ = 0;  // read when poll() has returned, and at the turn's end
@@ -1685,13 +1683,16 @@ void WSLoop::sayGoodbye(WSConnection &c) {
     });
     callHook(&c, "preDisconnect", [&] { server_.callPreDisconnect(*c.user, c.fd); });
     callHook(&c, "postDisconnect", [&] { server_.postDisconnect(); });
-    forget(c);
-    --withUser_;
+    byId_.erase(searchId(c.user->id_));
+    c.user.reset();
 }
 
-void WSLoop::forget(WSConnection &c) {
-    if (c.user) byUserId_.erase(c.user->id_);
-    c.user.reset();
+// Where in byId_ that user is, or would be.
+std::vector<WSConnection *>::iterator WSLoop::searchId(std::uint64_t id) {
+    const auto isBefore = [](const WSConnection *c, std::uint64_t wanted) {
+        return c->user->id_ < wanted;
+    };
+    return std::lower_bound(byId_.begin(), byId_.end(), id, isBefore);
 }
 
 // The one place that closes a connection's socket. Its place is handed on to the end of the
@@ -1843,6 +1844,7 @@ void WSLoop::add(int fd, const sockaddr_storage &peer) {
         growTo(unread_, 2 * size);
         growTo(drained_, 2 * size);
         growTo(marked_, 2 * size);
+        growTo(byId_, size);
         auto c = std::make_unique<WSConnection>();
         c->fd = fd;
         c->slot = connections_.size();
@@ -1859,7 +1861,7 @@ void WSLoop::add(int fd, const sockaddr_storage &peer) {
 // Who is no user holds a descriptor all the same. If there are too many of these, the one
 // whose time is up first goes now; if need be, also one that still has something to get.
 void WSLoop::makePendingRoom() {
-    if (connections_.size() - withUser_ < static_cast<std::size_t>(config_.maxPending)) return;
+    if (connections_.size() - byId_.size() < static_cast<std::size_t>(config_.maxPending)) return;
     WSConnection *oldest = nullptr;
     const auto goesFirst = [](const WSConnection &a, const WSConnection &b) {
         return std::make_pair(a.owed > 0, a.deadline) < std::make_pair(b.owed > 0, b.deadline);
@@ -1935,18 +1937,17 @@ void WSLoop::welcome(WSConnection &c, const std::string &response, const std::st
     const bool returned = callHook(&c, "preConnect", [&] {
         c.user = server_.makeUser();
         introduce(c, protocol);
-        byUserId_.emplace(c.user->id_, &c);
         const Scoped coming(newcomer_, &c);
         server_.callPreConnect(*c.user, c.fd);
     });
     if (!returned || refusal_) {
-        forget(c);
+        c.user.reset();
         return answer(c, returned ? *refusal_ : plainResponse(500, "Something went wrong."));
     }
     c.arrival.reset();
     c.state = State::open;
     ++userCount_;
-    ++withUser_;
+    byId_.push_back(&c);
     queue(c, [&](Outbox &outbox) {
         const std::string &agreed = c.user->protocol();
         const std::string line = agreed.empty() ? "" : "Sec-WebSocket-Protocol: " + agreed + "\r\n";
@@ -2474,8 +2475,9 @@ WSBaseUser *WSBaseServer::userInSlot(std::size_t slot) const {
 }
 
 WSBaseUser *WSBaseServer::userById(std::uint64_t id) const {
-    const auto found = loop_->byUserId_.find(id);
-    return found == loop_->byUserId_.end() ? nullptr : openUserOf(*found->second);
+    const auto place = loop_->searchId(id);
+    const bool found = place != loop_->byId_.end() && (*place)->user->id() == id;
+    return found ? openUserOf(**place) : nullptr;
 }
 
 WSStats WSBaseServer::stats() const {
@@ -3233,6 +3235,7 @@ std::string_view forwardedFor(std::string_view element) {
 // left open would hide what our proxy has added behind it.
 std::string clientAddress(const std::string &peer, const std::vector<Network> &trusted,
                           const std::string &header, const RequestHead &head) {
+    if (trusted.empty()) return peer;
     const auto isTrusted = [&](const Address &address) {
         const auto has = [&](const Network &network) { return isIn(network, address); };
         return std::any_of(trusted.begin(), trusted.end(), has);

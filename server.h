@@ -368,7 +368,7 @@ class WebSocketServer : public WSBaseServer {
 
     // Who has this id, or null: it is for those who remember somebody for longer than a hook,
     // and finds whom users() would walk over, so from postConnect() on, until the moment in
-    // which the user is on the way out. It takes the same time however many there are.
+    // which the user is on the way out. It is a binary search.
     User *findUser(std::uint64_t id) const { return static_cast<User *>(userById(id)); }
 
     // Sends to everyone for whom `wanted(user)` is true. Gives the number of users

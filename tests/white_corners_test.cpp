@@ -26,6 +26,33 @@ TEST_CASE("spare buffers are kept up to a number, the others freed") {
     }
 }
 
+TEST_CASE("a message that comes after our Close leaves nothing in a spare reader") {
+    Quiet server;
+    WSBaseConfig config;
+    config.debug = false;
+    WSLoop loop(server, config);
+    std::array<int, 2> ends{};
+    REQUIRE(::socketpair(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK, 0, ends.data()) == 0);
+    const auto say = [&](std::string_view bytes) {
+        REQUIRE(::write(ends[1], bytes.data(), bytes.size()) == static_cast<ssize_t>(bytes.size()));
+        loop.turn(std::chrono::milliseconds(0));
+    };
+    loop.add(ends[0], {});
+    say("GET / HTTP/1.1\r\nHost: a\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+        "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\r\n");
+    REQUIRE(loop.userCount_ == 1);
+    loop.disconnect(*loop.connections_[0]->user, 1000, "");
+
+    std::string frame = encodedHeader(Opcode::binary, 10'000);
+    frame[1] = static_cast<char>(frame[1] | 0x80);
+    frame += std::string(4 + 10'000, '\0');
+    say(std::string_view(frame).substr(0, 5000));
+    say(std::string_view(frame).substr(5000));
+    REQUIRE(loop.spareReaders_.size() == 1);
+    CHECK(loop.spareReaders_[0]->take() == nullptr);
+    ::close(ends[1]);
+}
+
 TEST_CASE("what a terminal might obey is replaced, in UTF-8 and in what is none") {
     CHECK(printable("a\x1B[2J\x7F") == "a?[2J?");
     CHECK(printable("\u00A3 \u0085 \u009B \u20AC") == "\u00A3 ?\? ?\? \u20AC");
