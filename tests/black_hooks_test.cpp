@@ -7,6 +7,7 @@
 #include "black.h"
 
 #include <map>
+#include <set>
 
 using namespace black;
 
@@ -308,7 +309,9 @@ TEST_CASE("Who is connected: from postConnect() on, until preDisconnect()") {
     Strings seen;
     const auto look = [&](const char *hook, User &user) {
         std::string line = hook;
-        for (const User &one : server.users()) line += ' ' + std::to_string(one.id());
+        std::set<std::uint64_t> ids;  // users() may give them in any order
+        for (const User &one : server.users()) ids.insert(one.id());
+        for (const std::uint64_t id : ids) line += ' ' + std::to_string(id);
         line += " count " + std::to_string(server.userCount());
         line += server.sendToUser(user, "x") ? " sent" : " not sent";
         seen.push_back(line);
