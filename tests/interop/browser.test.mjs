@@ -8,17 +8,17 @@ import assert from 'node:assert/strict';
 import path from 'node:path';
 import { after, before, test } from 'node:test';
 import { chromium } from 'playwright-core';
-import { CHAT, INTEROP_SERVER, MIB, forEach, start, stopAll } from './support.mjs';
+import {
+  CHAT, CHROMIUM_FLAGS, INTEROP_SERVER, MIB, forEach, lightness, start, stopAll,
+} from './support.mjs';
 
 const limit = { timeout: 40_000 };
-const flags = ['--headless', '--no-sandbox', '--disable-gpu', '--disable-quic', '--no-first-run',
-  '--disable-background-networking', '--disable-component-update', '--disable-sync'];
 let browser, interop, elsewhere, guarded;
 let page;  // an empty one that interop has served
 
 before(async () => {
   assert.ok(process.env.CHROMIUM, 'CHROMIUM must name the browser: run tests/interop/run');
-  browser = await chromium.launch({ executablePath: process.env.CHROMIUM, args: flags });
+  browser = await chromium.launch({ executablePath: process.env.CHROMIUM, args: CHROMIUM_FLAGS });
   interop = await start(INTEROP_SERVER);
   elsewhere = await start(INTEROP_SERVER);
   guarded = await start(INTEROP_SERVER, '--origin', originOf(elsewhere));
@@ -380,12 +380,6 @@ const looks = [
   ['narrow-light', { width: 390, height: 844 }, 'light'],
   ['narrow-dark', { width: 390, height: 844 }, 'dark'],
 ];
-
-// How light the page is, from 0 (black) to 1 (white).
-function lightness() {
-  const colours = getComputedStyle(document.body).backgroundColor.match(/\d+/g).map(Number);
-  return (colours[0] + colours[1] + colours[2]) / 3 / 255;
-}
 
 test('the chat fits into a wide and a narrow window, light and dark', limit, async (t) => {
   const chat = await startChat(t);

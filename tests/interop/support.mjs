@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 // Extendible WebSocket Server
 
-// What the tests in Node share: starting servers and ending them, and waiting for events.
+// What the tests in Node share: starting servers and ending them, tables, pages.
 
 import assert from 'node:assert/strict';
 import { spawn } from 'node:child_process';
@@ -18,6 +18,9 @@ export const ECHO = process.env.ECHO ?? 'examples/echo';
 export const CHAT = process.env.CHAT ?? 'examples/chat';
 export const INTEROP_SERVER = process.env.INTEROP_SERVER ?? '.build/interop-server';
 export const MIB = 1024 * 1024;
+export const CHROMIUM_FLAGS = ['--headless', '--no-sandbox', '--disable-gpu', '--disable-quic',
+  '--no-first-run', '--disable-background-networking', '--disable-component-update',
+  '--disable-sync'];
 
 // So that 'exit' handlers, ours and the browser's, end what this process has started.
 process.on('SIGTERM', () => process.exit(1));
@@ -98,6 +101,12 @@ async function within(seconds, promise, complaint) {
 export function forEach(title, table, run) {
   for (const [label, ...row] of table)
     test(`${title} ${label}`, { timeout: 20_000 }, (t) => run(...row, t));
+}
+
+// In a page: how light it is, from 0 (black) to 1 (white).
+export function lightness() {
+  const colours = getComputedStyle(document.body).backgroundColor.match(/\d+/g).map(Number);
+  return (colours[0] + colours[1] + colours[2]) / 3 / 255;
 }
 
 // For messages of any size: assert.equal() would print them.
