@@ -184,7 +184,7 @@ $(racing)/%.o: %.cpp .build/flags
 $(racing_tests): $(racing)/%: $(racing)/tests/%.o $(racing)/tests/main.o $(racing)/server.o
 	$(call say,link $@)$(link) $(for_tsan) $^ $(libs) -o $@
 
-# The chat's page lies beside its program.
+# The pages lie beside their programs.
 tested_pages := $(addprefix $(tested)/,$(wildcard examples/*.html))
 $(tested_pages): $(tested)/%: %
 	@mkdir -p $(@D) && cp $< $@
@@ -224,10 +224,13 @@ $(covered_pages): $(covered)/%: %
 # --- building, running, testing ---------------------------------------------------------
 
 library: $(library)  ## The library alone
-examples: $(examples)  ## examples/echo, hooks, chat and readme
+examples: $(examples)  ## examples/echo, hooks, chat, game and readme
 
 run: examples/chat  ## Starts the chat
 	@examples/chat
+
+game: examples/game  ## Starts the game
+	@examples/game
 
 # make starts itself once more, to use all cores, unless -j says otherwise. What cannot
 # be built does not keep the rest from being tested, but counts as failed.
@@ -468,7 +471,7 @@ help:  ## This list
 	@awk -F ':.*## *' '/^[a-z-]+:.*## / { printf "make %-15s %s\n", $$1, $$2 }' Makefile
 
 always:
-.PHONY: all always library examples run test built-tests help clean install uninstall
+.PHONY: all always library examples run game test built-tests help clean install uninstall
 .PHONY: deps $(deps_groups:%=deps-%) differential coverage built-coverage
 .PHONY: fuzz fuzz-replay valgrind built-valgrind soak tsan built-tsan
 .PHONY: attack attack-check bench bench-check bench-micro counts counts-update

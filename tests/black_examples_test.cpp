@@ -308,6 +308,53 @@ TEST_CASE("examples/chat tells that it is well, and its metrics in the format of
     CHECK(metrics.size() == 12);
 }
 
+TEST_CASE("examples/game serves its page, and two people see where they are") {
+    Program game("game", {"0"});
+    const int port = portIn(game.after("open http://localhost:"));
+
+    Client browser(port), stranger(port);
+    browser.send("GET / HTTP/1.1\r\nHost: localhost\r\n\r\n");
+    const Answer page = browser.answer();
+    CHECK(page.status == 200);
+    CHECK(page.header("Content-Type") == "text/html; charset=utf-8");
+    CHECK(has(page.body, "</html>"));
+    stranger.send(upgrade("/elsewhere"));
+    CHECK(stranger.status() == 404);
+
+    // What follows the tick in a frame.
+    const auto frameAt = [](Peer &peer) {
+        for (;;) {
+            const Peer::Frame frame = peer.next().value();
+            if (frame.payload.at(0) == 5) return frame.payload.substr(5);
+        }
+    };
+    const std::string half = networkOrder(0x3F000000, 4), one = networkOrder(0x3F800000, 4);
+    const auto player = [&](unsigned id, const std::string &y, unsigned draws) {
+        return networkOrder(id, 4) + half + y + networkOrder(draws, 1);
+    };
+    Peer ada(port, "/game"), bob(port, "/game");  // users 2 and 3: the stranger was 1
+    ada.send(frame(kBinary, "\x01\x01"));
+    CHECK(ada.hear() == "binary \x04\x00\x00\x00\x02\x00\x1E"s);
+    CHECK(frameAt(ada) == networkOrder(1, 2) + player(2, half, 0));
+    bob.send(frame(kBinary, "\x01\x01"));
+    CHECK(frameAt(bob) == networkOrder(2, 2) + player(2, half, 0) + player(3, half, 0));
+    bob.send(frame(kBinary, "\x02" + half + one + "\x01"));
+    CHECK(frameAt(bob) == networkOrder(2, 2) + player(2, half, 0) + player(3, one, 1));
+    bob.send(frame(kBinary, "\x03NowNow!!"));
+    CHECK(bob.hear() == "binary \x06NowNow!!");
+    bob.send(frame(kBinary, "\x02" + networkOrder(0x7FC00000, 4) + one + "\x01"));  // NaN
+    CHECK(bob.hear() == "close 1007");
+    CHECK(frameAt(ada).size() == 2 + 2 * 13);  // of Bob's coming
+    CHECK(frameAt(ada).size() == 2 + 2 * 13);  // of his move
+    CHECK(frameAt(ada) == networkOrder(1, 2) + player(2, half, 0));
+    ada.send(frame(kText, "hello"));
+    CHECK(ada.hear() == "close 1003");
+    ada.close();
+    game.signal(SIGTERM);
+    CHECK(game.exitCode() == 0);
+    CHECK(game.err.empty());
+}
+
 TEST_CASE("examples/readme is the chat that the README shows") {
     constexpr int kPort = 12345;  // as the README has it
     bool free = true;

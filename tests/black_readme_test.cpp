@@ -37,6 +37,22 @@ long lineOf(const std::string &text, const std::string &place) {
     return 1 + std::count(text.begin(), text.begin() + static_cast<std::ptrdiff_t>(at), '\n');
 }
 
+// The first block of C++ below a heading of the README.
+std::string codeUnder(const std::string &heading) {
+    const std::string readme = read("README.md"), fence = "\n```cpp\n";
+    const std::size_t section = readme.find('\n' + heading + '\n');
+    REQUIRE_MESSAGE(section != std::string::npos, "missing: ", heading);
+    const std::size_t begin = readme.find(fence, section) + fence.size();
+    return readme.substr(begin, readme.find("```\n", begin) - begin);
+}
+
+std::string indented(const std::string &code, std::size_t columns) {
+    std::string all;
+    for (const std::string &line : linesOf(code))
+        all += (line.empty() ? line : std::string(columns, ' ') + line) + '\n';
+    return all;
+}
+
 using Fields = std::map<std::string, std::string>;  // name, default
 
 // "    double pingSeconds = 20;", "    std::vector<std::string> protocols;"
@@ -76,6 +92,12 @@ TEST_CASE("the README's program is examples/readme.cpp, word for word") {
     const std::string program = read("examples/readme.cpp");
     CHECK(program.size() > 300);
     CHECK(read("README.md").find("```cpp\n" + program + "```\n") != std::string::npos);
+}
+
+TEST_CASE("the README's code of the game is in examples/game.cpp, word for word") {
+    const std::string code = indented(codeUnder("## The game"), 4);
+    CHECK(code.size() > 500);
+    CHECK(read("examples/game.cpp").find(code) != std::string::npos);
 }
 
 TEST_CASE("the commands stand by line 15, the whole program by line 50") {

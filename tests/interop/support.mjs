@@ -16,6 +16,7 @@ const { RUNNING } = process.env;  // a folder with a file for each process that 
 
 export const ECHO = process.env.ECHO ?? 'examples/echo';
 export const CHAT = process.env.CHAT ?? 'examples/chat';
+export const GAME = process.env.GAME ?? 'examples/game';
 export const INTEROP_SERVER = process.env.INTEROP_SERVER ?? '.build/interop-server';
 export const MIB = 1024 * 1024;
 export const CHROMIUM_FLAGS = ['--headless', '--no-sandbox', '--disable-gpu', '--disable-quic',
