@@ -1,15 +1,17 @@
 // SPDX-License-Identifier: MIT
 // Extendible WebSocket Server
 
-// The README is true: its program is the one that is compiled, its table of configuration
+// The README is true: its code is what is compiled and tested elsewhere, its table of configuration
 // has the fields and defaults of config.h, and what a newcomer needs stands at the top.
 
 #include <doctest/doctest.h>
 
 #include <algorithm>
+#include <cctype>
 #include <fstream>
 #include <iterator>
 #include <map>
+#include <set>
 #include <string>
 #include <vector>
 
@@ -37,13 +39,57 @@ long lineOf(const std::string &text, const std::string &place) {
     return 1 + std::count(text.begin(), text.begin() + static_cast<std::ptrdiff_t>(at), '\n');
 }
 
-// The first block of C++ below a heading of the README.
-std::string codeUnder(const std::string &heading) {
-    const std::string readme = read("README.md"), fence = "\n```cpp\n";
-    const std::size_t section = readme.find('\n' + heading + '\n');
-    REQUIRE_MESSAGE(section != std::string::npos, "missing: ", heading);
-    const std::size_t begin = readme.find(fence, section) + fence.size();
-    return readme.substr(begin, readme.find("```\n", begin) - begin);
+std::size_t occurrences(const std::string &text, const std::string &part) {
+    std::size_t count = 0;
+    for (std::size_t at = 0; (at = text.find(part, at)) != text.npos; at += part.size()) ++count;
+    return count;
+}
+
+// A section of the README, without its heading.
+std::string sectionOf(const std::string &title) {
+    const std::string readme = read("README.md"), heading = "\n## " + title + '\n';
+    const std::size_t begin = readme.find(heading);
+    REQUIRE_MESSAGE(begin != std::string::npos, "missing: ", title);
+    const std::size_t text = begin + heading.size();
+    return readme.substr(text, readme.find("\n## ", text) - text);
+}
+
+// What a link to a heading says: "Who is this?" is #who-is-this.
+std::string anchorOf(const std::string &heading) {
+    std::string anchor;
+    for (const char c : heading) {
+        if (c == ' ') anchor += '-';
+        else if (c == '-' || std::isalnum(static_cast<unsigned char>(c)) != 0)
+            anchor += static_cast<char>(std::tolower(static_cast<unsigned char>(c)));
+    }
+    return anchor;
+}
+
+// The first block of C++ in a text.
+std::string codeIn(const std::string &text) {
+    const std::string fence = "\n```cpp\n";
+    const std::size_t begin = text.find(fence) + fence.size();
+    return text.substr(begin, text.find("```\n", begin) - begin);
+}
+
+using Answers = std::map<std::string, std::string>;  // title, code
+
+// What is between "// [title]" and "// [end]", without the columns that both are indented by.
+Answers testedAnswers() {
+    Answers answers;
+    std::string title;
+    std::size_t columns = 0;
+    for (const std::string &line : linesOf(read("tests/black_answers_test.cpp"))) {
+        const std::size_t mark = line.find_first_not_of(' ');
+        if (mark != line.npos && line.substr(mark, 4) == "// [" && line.back() == ']') {
+            title = line.substr(mark + 4, line.size() - mark - 5);
+            if (title == "end") title.clear();
+            columns = mark;
+        } else if (!title.empty()) {
+            answers[title] += line.substr(std::min(columns, line.size())) + '\n';
+        }
+    }
+    return answers;
 }
 
 std::string indented(const std::string &code, std::size_t columns) {
@@ -73,12 +119,8 @@ Fields fieldsOfConfig() {
 
 // "| `pingSeconds` | `20` | what it is |"
 Fields fieldsOfReadme() {
-    const std::string readme = read("README.md");
-    const std::size_t begin = readme.find("\n## Configuration\n");
-    REQUIRE(begin != std::string::npos);
     Fields fields;
-    for (const std::string &line :
-         linesOf(readme.substr(begin, readme.find("\n## ", begin + 4) - begin))) {
+    for (const std::string &line : linesOf(sectionOf("Configuration"))) {
         if (line.substr(0, 3) != "| `") continue;
         const std::size_t name = line.find('`', 3), value = line.find("| `", name) + 3;
         fields[line.substr(3, name - 3)] = line.substr(value, line.find('`', value) - value);
@@ -95,9 +137,40 @@ TEST_CASE("the README's program is examples/readme.cpp, word for word") {
 }
 
 TEST_CASE("the README's code of the game is in examples/game.cpp, word for word") {
-    const std::string code = indented(codeUnder("## The game"), 4);
+    const std::string code = indented(codeIn(sectionOf("The game")), 4);
     CHECK(code.size() > 500);
     CHECK(read("examples/game.cpp").find(code) != std::string::npos);
+}
+
+TEST_CASE("the ready answers are those of tests/black_answers_test.cpp, word for word") {
+    const std::string readme = sectionOf("Ready answers");
+    const Answers tested = testedAnswers();
+    CHECK(tested.size() >= 12);
+    for (const auto &answer : tested) {
+        const std::string &title = answer.first, &code = answer.second;
+        CAPTURE(title);
+        const auto lines = std::count(code.begin(), code.end(), '\n');
+        CHECK(lines >= 3);
+        CHECK(lines <= 8);
+        CHECK(readme.find("### " + title + "\n\n```cpp\n" + code + "```\n") != readme.npos);
+        CHECK(readme.find('[' + title + "](#" + anchorOf(title) + ')') != readme.npos);
+    }
+    CHECK(occurrences(readme, "\n### ") == tested.size());
+    CHECK(occurrences(readme, "\n```cpp\n") == tested.size());
+}
+
+TEST_CASE("all links within the README lead somewhere") {
+    const std::string readme = read("README.md");
+    std::set<std::string> anchors;
+    for (const std::string &line : linesOf(readme))
+        if (line.substr(0, 3) == "## " || line.substr(0, 4) == "### ")
+            anchors.insert(anchorOf(line.substr(line.find(' ') + 1)));
+    for (std::size_t at = 0; (at = readme.find("](#", at)) != readme.npos;) {
+        at += 3;
+        const std::string anchor = readme.substr(at, readme.find(')', at) - at);
+        CAPTURE(anchor);
+        CHECK(anchors.count(anchor) == 1);
+    }
 }
 
 TEST_CASE("the commands stand by line 15, the whole program by line 50") {
