@@ -1950,8 +1950,9 @@ void WSLoop::welcome(WSConnection &c, const std::string &response, const std::st
     byId_.push_back(&c);
     queue(c, [&](Outbox &outbox) {
         const std::string &agreed = c.user->protocol();
-        const std::string line = agreed.empty() ? "" : "Sec-WebSocket-Protocol: " + agreed + "\r\n";
-        outbox.append(response + line + "\r\n");
+        outbox.append(response);
+        if (!agreed.empty()) outbox.append("Sec-WebSocket-Protocol: " + agreed + "\r\n");
+        outbox.append("\r\n");
     });
     log(WSLevel::debug, [&] { return nameOf(c) + " came: " + c.user->request().path(); });
     callHook(&c, "postConnect", [&] { server_.callPostConnect(*c.user, c.fd); });
@@ -3185,7 +3186,7 @@ bool isIn(const Network &network, const Address &address) {
 
 // In one spelling, whatever was read: the IPv4 address where it is one.
 std::string encodeAddress(const Address &address) {
-    const bool four = isIn({kNoIpv6, 96}, address);
+    const bool four = std::equal(address.begin(), address.begin() + 12, kNoIpv6.begin());
     std::array<char, INET6_ADDRSTRLEN> text{};
     ::inet_ntop(four ? AF_INET : AF_INET6, &address[four ? 12 : 0], text.data(), text.size());
     return text.data();
