@@ -260,9 +260,9 @@ class WSBaseServer {
     // reader slow: it waits its time without holding up anybody.
     virtual void httpRequest(const WSRequest &request, WSResponse &response);
 
-    // A line for the terminal, without line break; bytes that a terminal might
-    // obey have been replaced, and what is longer than 480 bytes was cut. Lines of level `debug` come only if the configuration's
-    // `debug` is true. The default prints to standard output.
+    // A line for the terminal, without line break; bytes that a terminal might obey have been
+    // replaced, and what is longer than 480 bytes was cut. Lines of level `debug` come only if
+    // the configuration's `debug` is true. The default prints to standard output.
     virtual void console(WSLevel level, std::string_view text);
 
     explicit WSBaseServer(std::unique_ptr<WSBaseConfig> config);
