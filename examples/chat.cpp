@@ -47,6 +47,8 @@
 #include <utility>
 #include <vector>
 
+#include <unistd.h>
+
 namespace {
 
 constexpr unsigned kHistory = 100;             // messages kept for who comes later
@@ -388,9 +390,11 @@ class ChatServer : public WebSocketServer<ChatUser, ChatConfig> {
 constexpr const char *kUsage =
     "usage: chat [--port N] [--address HOST] [--origin ORIGIN]... [--verbose]\n"
     "  --port N         listen on this port (12345); 0 picks a free one\n"
-    "  --address HOST   listen on this address (localhost); \"\" is all there are\n"
+    "  --address HOST   listen on this address (localhost); \"\" is all there are,\n"
+    "                   unix:/path is a Unix socket, for a proxy\n"
     "  --origin ORIGIN  let in only pages from here, such as https://example.com\n"
-    "  --verbose        print who comes and goes\n";
+    "  --verbose        print who comes and goes\n"
+    "If systemd hands over a listening socket, that is taken: see examples/deploy/.\n";
 
 struct UsageError : std::runtime_error {
     using std::runtime_error::runtime_error;
@@ -425,6 +429,18 @@ ChatConfig configFrom(int argc, char **argv) {
     return config;
 }
 
+// systemd's socket units open the socket themselves and hand it over as descriptor 3; the
+// environment tells how many there are, and for which process (sd_listen_fds(3)).
+int socketOfSystemd() {
+    const char *pid = std::getenv("LISTEN_PID");
+    const char *count = std::getenv("LISTEN_FDS");
+    if (!pid || !count || pid != std::to_string(::getpid())) return -1;
+    if (std::string_view(count) != "1")
+        throw std::runtime_error("the .socket unit must have one ListenStream, not " +
+                                 std::string(count));
+    return 3;
+}
+
 // chat.html lies beside the program. Linux tells where that is; elsewhere it is looked for
 // where the program was called, so call it by its path.
 std::string readPage(const char *program) {
@@ -437,26 +453,30 @@ std::string readPage(const char *program) {
     return page;
 }
 
-// What to type into a browser.
-std::string urlOf(std::string host, int port) {
+// What to type into a browser, if that can be done: a Unix socket has no port.
+std::string placeOf(const ChatConfig &config, int port) {
+    if (port == 0)
+        return "listening at " + (config.listenFd < 0 ? config.address : "systemd's Unix socket");
+    std::string host = config.listenFd < 0 ? config.address : "localhost";
     if (host.empty() || host == "0.0.0.0" || host == "::") host = "localhost";
     if (host.find(':') != std::string::npos) host = '[' + host + ']';
-    return "http://" + host + ':' + std::to_string(port) + '/';
+    return "open http://" + host + ':' + std::to_string(port) + '/';
 }
 
 }  // namespace
 
 int main(int argc, char **argv) {
     try {
-        const ChatConfig config = configFrom(argc, argv);
+        ChatConfig config = configFrom(argc, argv);
         if (config.wantsHelp) {
             std::cout << kUsage;
             return EXIT_SUCCESS;
         }
+        config.listenFd = socketOfSystemd();
         ChatServer server(config, readPage(argv[0]));
         server.stopOn({SIGINT, SIGTERM});
         server.listen();
-        std::cout << "open " << urlOf(config.address, server.port()) << std::endl;
+        std::cout << placeOf(config, server.port()) << std::endl;
         server.run();
     } catch (const UsageError &error) {
         std::cerr << "chat: " << error.what() << "; try --help\n";

@@ -22,7 +22,9 @@ namespace {
 // A program that was started, and is ended with this object if it has not ended by itself.
 class Program {
   public:
-    Program(const std::string &name, const Strings &arguments) {
+    // `listener` is given to it as systemd does it.
+    Program(const std::string &name, const Strings &arguments, int listener = -1,
+            const char *count = "1") {
         int outPipe[2] = {-1, -1}, errPipe[2] = {-1, -1};
         if (::pipe(outPipe) != 0 || ::pipe(errPipe) != 0) throw std::runtime_error("no pipe");
         const std::string path = EXAMPLES_DIR "/" + name;
@@ -35,6 +37,11 @@ class Program {
             ::dup2(outPipe[1], STDOUT_FILENO);
             ::dup2(errPipe[1], STDERR_FILENO);
             for (const int fd : {outPipe[0], outPipe[1], errPipe[0], errPipe[1]}) ::close(fd);
+            if (listener >= 0) {
+                ::dup2(listener, 3);
+                ::setenv("LISTEN_FDS", count, 1);
+                ::setenv("LISTEN_PID", std::to_string(::getpid()).c_str(), 1);
+            }
             ::execv(path.c_str(), words.data());
             ::_exit(127);
         }
@@ -353,6 +360,47 @@ TEST_CASE("examples/game serves its page, and two people see where they are") {
     game.signal(SIGTERM);
     CHECK(game.exitCode() == 0);
     CHECK(game.err.empty());
+}
+
+TEST_CASE("examples/chat takes the socket that systemd has opened, and leaves it open") {
+    const int listener = ::socket(AF_INET, SOCK_STREAM, 0);
+    sockaddr_in place{};
+    socklen_t size = sizeof place;
+    place.sin_family = AF_INET;
+    place.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+    CHECK(::bind(listener, reinterpret_cast<sockaddr *>(&place), size) == 0);
+    CHECK(::listen(listener, 8) == 0);
+    ::getsockname(listener, reinterpret_cast<sockaddr *>(&place), &size);
+    const int port = ntohs(place.sin_port);
+    for (int i = 0; i < 2; ++i) {
+        Client early(port);  // waits in the listener until there is a chat
+        early.send("GET / HTTP/1.1\r\nHost: localhost\r\n\r\n");
+        Program chat("chat", {"--address", "203.0.113.1"}, listener);
+        CHECK(portIn(chat.after("open http://localhost:")) == port);
+        CHECK(early.status() == 200);
+        chat.signal(SIGTERM);
+        CHECK(chat.exitCode() == 0);
+    }
+    Program two("chat", {}, listener, "2");
+    CHECK(two.exitCode() == 1);
+    checkSentence(two.err, "chat", "one ListenStream, not 2");
+    ::close(listener);
+    ::setenv("LISTEN_FDS", "1", 1);
+    ::setenv("LISTEN_PID", "1", 1);  // it is not for us
+    Program other("chat", {"--port", "0"});
+    CHECK(portIn(other.after("open http://localhost:")) != port);
+    ::unsetenv("LISTEN_FDS");
+    ::unsetenv("LISTEN_PID");
+}
+
+TEST_CASE("examples/chat says at which Unix socket it listens") {
+    char folder[] = "/tmp/wsXXXXXX";
+    if (::mkdtemp(folder) == nullptr) throw std::runtime_error("no folder");
+    Program chat("chat", {"--address", std::string("unix:") + folder + "/socket"});
+    CHECK(chat.after("listening at ") == std::string("unix:") + folder + "/socket");
+    chat.signal(SIGTERM);
+    CHECK(chat.exitCode() == 0);
+    CHECK(::rmdir(folder) == 0);  // it has removed its socket
 }
 
 TEST_CASE("examples/readme is the chat that the README shows") {
