@@ -388,11 +388,13 @@ class ChatServer : public WebSocketServer<ChatUser, ChatConfig> {
 // ----------------------------------------------------------------------------
 
 constexpr const char *kUsage =
-    "usage: chat [--port N] [--address HOST] [--origin ORIGIN]... [--verbose]\n"
+    "usage: chat [--port N] [--address HOST] [--origin ORIGIN]... [--proxy ADDRESS]...\n"
+    "            [--verbose]\n"
     "  --port N         listen on this port (12345); 0 picks a free one\n"
     "  --address HOST   listen on this address (localhost); \"\" is all there are,\n"
     "                   unix:/path is a Unix socket, for a proxy\n"
     "  --origin ORIGIN  let in only pages from here, such as https://example.com\n"
+    "  --proxy ADDRESS  believe this proxy about who asks: an address, a network, or \"unix\"\n"
     "  --verbose        print who comes and goes\n"
     "If systemd hands over a listening socket, that is taken: see examples/deploy/.\n";
 
@@ -421,6 +423,7 @@ ChatConfig configFrom(int argc, char **argv) {
         if (option == "--port") config.port = portFrom(value());
         else if (option == "--address") config.address = value();
         else if (option == "--origin") config.uniqueOrigin.push_back(value());
+        else if (option == "--proxy") config.trustedProxies.push_back(value());
         else if (option == "--verbose") config.debug = true;
         else if (option == "--help") config.wantsHelp = true;
         else throw UsageError("there is no option '" + option + "'");

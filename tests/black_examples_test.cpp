@@ -403,6 +403,13 @@ TEST_CASE("examples/chat says at which Unix socket it listens") {
     CHECK(::rmdir(folder) == 0);  // it has removed its socket
 }
 
+TEST_CASE("examples/chat believes the proxy that it was told of") {
+    Program chat("chat", {"--port", "0", "--proxy", "127.0.0.1", "--verbose"});
+    Peer peer(portIn(chat.after("open http://localhost:")), "/chat",
+              "X-Forwarded-For: 192.0.2.7\r\n");
+    CHECK(has(chat.after("user 1 "), "192.0.2.7"));
+}
+
 TEST_CASE("examples/readme is the chat that the README shows") {
     constexpr int kPort = 12345;  // as the README has it
     bool free = true;
