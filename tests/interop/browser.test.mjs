@@ -7,9 +7,9 @@
 import assert from 'node:assert/strict';
 import path from 'node:path';
 import { after, before, test } from 'node:test';
-import { chromium } from 'playwright-core';
+import { allShown, joinAt, launchBrowser, say, shown, state } from './pages.mjs';
 import {
-  CHAT, CHROMIUM_FLAGS, INTEROP_SERVER, MIB, forEach, lightness, start, stopAll,
+  CHAT, INTEROP_SERVER, MIB, forEach, lightness, start, stopAll,
 } from './support.mjs';
 
 const limit = { timeout: 40_000 };
@@ -17,8 +17,7 @@ let browser, interop, elsewhere, guarded;
 let page;  // an empty one that interop has served
 
 before(async () => {
-  assert.ok(process.env.CHROMIUM, 'CHROMIUM must name the browser: run tests/interop/run');
-  browser = await chromium.launch({ executablePath: process.env.CHROMIUM, args: CHROMIUM_FLAGS });
+  browser = await launchBrowser();
   interop = await start(INTEROP_SERVER);
   elsewhere = await start(INTEROP_SERVER);
   guarded = await start(INTEROP_SERVER, '--origin', originOf(elsewhere));
@@ -255,40 +254,7 @@ async function startChat(t, port = 0) {
   return chat;
 }
 
-// Somebody who has opened the page of the chat, given a name, and is connected.
-async function join(t, chat, nick) {
-  const context = await browser.newContext();
-  t.after(() => context.close());
-  context.setDefaultTimeout(10_000);
-  const page = await context.newPage();
-  page.troubles = [];
-  page.on('pageerror', (error) => page.troubles.push(error.message));
-  page.on('console', (line) => { if (line.type() === 'error') page.troubles.push(line.text()); });
-  await page.goto(`${originOf(chat)}/`);
-  await page.fill('#nick', nick);
-  await page.click('#join');
-  await state(page, 'here');
-  return page;
-}
-
-// Waits until the page is out, connecting, here or lost.
-function state(page, name) {
-  return page.waitForSelector(`#status[data-state="${name}"]`, { state: 'attached' });
-}
-
-async function say(page, text) {
-  await page.fill('#text', text);
-  await page.press('#text', 'Enter');
-}
-
-// Waits for a message, and gives its text as it is shown.
-async function shown(page, text) {
-  const found = page.locator('#messages .message .text', { hasText: text });
-  await found.first().waitFor();
-  return found.first().textContent();
-}
-
-const allShown = (page) => page.locator('#messages .message .text').allTextContents();
+const join = (t, chat, nick) => joinAt(t, browser, `${originOf(chat)}/`, nick);
 
 test('two pages chat, a third one sees what was said before it came', limit, async (t) => {
   const chat = await startChat(t);

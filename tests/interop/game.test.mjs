@@ -8,17 +8,16 @@ import assert from 'node:assert/strict';
 import { once } from 'node:events';
 import path from 'node:path';
 import { after, before, test } from 'node:test';
-import { chromium } from 'playwright-core';
 import WebSocket from 'ws';
-import { CHROMIUM_FLAGS, GAME, forEach, lightness, start, stopAll } from './support.mjs';
+import { launchBrowser } from './pages.mjs';
+import { GAME, forEach, lightness, start, stopAll } from './support.mjs';
 
 const limit = { timeout: 40_000 };
 const JOIN = 1, MOVE = 2, PING = 3, WELCOME = 4, FRAME = 5, PONG = 6;
 let browser, game;
 
 before(async () => {
-  assert.ok(process.env.CHROMIUM, 'CHROMIUM must name the browser: run tests/interop/run');
-  browser = await chromium.launch({ executablePath: process.env.CHROMIUM, args: CHROMIUM_FLAGS });
+  browser = await launchBrowser();
   game = await start(GAME, '0');
 }, limit);
 

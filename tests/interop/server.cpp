@@ -93,12 +93,15 @@ class InteropServer : public WebSocketServer<InteropUser, InteropConfig> {
         json["origin"] = request.origin();
         json["colour"] = request.cookie("colour");
         json["custom"] = request.header("X-Custom");
+        json["forwarded"] = request.header("X-Forwarded-For");
+        json["address"] = user.address();
         json["protocol"] = user.protocol();
         return json;
     }
 };
 
-// --port N, --address ADDRESS, --ping SECONDS, --origin ORIGIN (as often as you like).
+// --port N, --address ADDRESS, --ping SECONDS; --origin ORIGIN, --proxy ADDRESS (as often as
+// you like).
 InteropConfig configFrom(int argc, char **argv) {
     InteropConfig config;
     for (int i = 1; i + 1 < argc; i += 2) {
@@ -108,6 +111,7 @@ InteropConfig configFrom(int argc, char **argv) {
         else if (option == "--address") config.address = value;
         else if (option == "--ping") config.pingSeconds = std::stod(value);
         else if (option == "--origin") config.uniqueOrigin.push_back(value);
+        else if (option == "--proxy") config.trustedProxies.push_back(value);
         else throw std::invalid_argument("unknown option " + option);
     }
     return config;

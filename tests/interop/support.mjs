@@ -19,16 +19,14 @@ export const CHAT = process.env.CHAT ?? 'examples/chat';
 export const GAME = process.env.GAME ?? 'examples/game';
 export const INTEROP_SERVER = process.env.INTEROP_SERVER ?? '.build/interop-server';
 export const MIB = 1024 * 1024;
-export const CHROMIUM_FLAGS = ['--headless', '--no-sandbox', '--disable-gpu', '--disable-quic',
-  '--no-first-run', '--disable-background-networking', '--disable-component-update',
-  '--disable-sync'];
 
 // So that 'exit' handlers, ours and the browser's, end what this process has started.
 process.on('SIGTERM', () => process.exit(1));
+process.setMaxListeners(100);  // one for each program
 
-// Starts a server and waits for the port that it prints.
+// Starts a server and waits for the port that it prints; 0 if it listens at a Unix socket.
 export async function start(command, ...options) {
-  const server = new Server(command, options);
+  const server = new Program(command, options);
   try {
     const port = server.portPrinted();
     server.port = await within(SECONDS_TO_START_OR_END, port, `${server.name} told no port`);
@@ -45,10 +43,12 @@ export async function stopAll(servers) {
   for (const { reason } of stops) assert.ifError(reason);
 }
 
-class Server {
-  constructor(command, options) {
+// A program in a process group of its own: what it has started is ended with it.
+export class Program {
+  constructor(command, options, env = {}, errors = 'inherit') {
     this.name = path.basename(command);
-    this.process = spawn(command, options, { stdio: ['ignore', 'pipe', 'inherit'] });
+    this.process = spawn(command, options,
+      { stdio: ['ignore', 'pipe', errors], env: { ...process.env, ...env }, detached: true });
     this.ended = once(this.process, 'exit');
     this.note = RUNNING && this.process.pid && path.join(RUNNING, String(this.process.pid));
     if (this.note) closeSync(openSync(this.note, 'w'));
@@ -60,7 +60,7 @@ class Server {
   async portPrinted() {
     const lines = readline.createInterface(this.process.stdout);
     const port = new Promise((found) => lines.on('line', (line) => {
-      const match = line.match(/(?:port |localhost:)(\d+)/);
+      const match = line.match(/(?:port |localhost:|at unix:)(\d*)/);
       if (match) found(Number(match[1]));
     }));
     const end = this.ended.then((how) => Promise.reject(new Error(`${this.name} ended: ${how}`)));
@@ -83,13 +83,15 @@ class Server {
   }
 
   kill() {
-    this.process.kill('SIGKILL');  // does nothing if it has ended
+    try {
+      process.kill(-this.process.pid, 'SIGKILL');
+    } catch {}  // nobody is left
     if (this.note) rmSync(this.note, { force: true });
     process.off('exit', this.killAtExit);
   }
 }
 
-async function within(seconds, promise, complaint) {
+export async function within(seconds, promise, complaint) {
   let timer;
   const late = new Promise((_, reject) => {
     timer = setTimeout(() => reject(new Error(`${complaint} (${seconds} s)`)), seconds * 1000);

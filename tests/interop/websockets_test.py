@@ -297,9 +297,10 @@ class Handshakes(AsyncTest):
         _, request = self.request_seen(
             '/request?name=blue+sky%21', origin='http://any.example',
             extra_headers={'Cookie': 'size=3; colour=red', 'x-custom': 'yes'})
+        self.assertIn(request.pop('address'), ('127.0.0.1', '::1'))
         self.assertEqual(request, {
             'path': '/request', 'name': 'blue sky!', 'origin': 'http://any.example',
-            'colour': 'red', 'custom': 'yes', 'protocol': ''})
+            'colour': 'red', 'custom': 'yes', 'protocol': '', 'forwarded': ''})
 
     @for_each({
         'the listed one': (PAGE_ORIGIN, 101),

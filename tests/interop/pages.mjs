@@ -1,0 +1,50 @@
+// SPDX-License-Identifier: MIT
+// Extendible WebSocket Server
+
+// What the tests with a browser share: Chromium, and people who use the page of the chat.
+
+import assert from 'node:assert/strict';
+import { chromium } from 'playwright-core';
+
+const flags = ['--headless', '--no-sandbox', '--disable-gpu', '--disable-quic', '--no-first-run',
+  '--disable-background-networking', '--disable-component-update', '--disable-sync'];
+
+export function launchBrowser(...more) {
+  assert.ok(process.env.CHROMIUM, 'CHROMIUM must name the browser: run tests/interop/run');
+  return chromium.launch({ executablePath: process.env.CHROMIUM, args: [...flags, ...more] });
+}
+
+// Somebody who has opened the page of the chat, given a name, and is connected.
+export async function joinAt(t, browser, url, nick) {
+  const context = await browser.newContext();
+  t.after(() => context.close());
+  context.setDefaultTimeout(10_000);
+  const page = await context.newPage();
+  page.troubles = [];
+  page.on('pageerror', (error) => page.troubles.push(error.message));
+  page.on('console', (line) => { if (line.type() === 'error') page.troubles.push(line.text()); });
+  await page.goto(url);
+  await page.fill('#nick', nick);
+  await page.click('#join');
+  await state(page, 'here');
+  return page;
+}
+
+// Waits until the page is out, connecting, here or lost.
+export function state(page, name) {
+  return page.waitForSelector(`#status[data-state="${name}"]`, { state: 'attached' });
+}
+
+export async function say(page, text) {
+  await page.fill('#text', text);
+  await page.press('#text', 'Enter');
+}
+
+// Waits for a message, and gives its text as it is shown.
+export async function shown(page, text) {
+  const found = page.locator('#messages .message .text', { hasText: text });
+  await found.first().waitFor();
+  return found.first().textContent();
+}
+
+export const allShown = (page) => page.locator('#messages .message .text').allTextContents();
