@@ -30,7 +30,9 @@ plain := .build/plain
 tested := .build/test
 covered := .build/coverage
 library := $(plain)/lib$(name).a
-examples := $(patsubst %.cpp,%,$(wildcard examples/*.cpp))
+# Some examples need more than jsoncpp. They have targets of their own, which install that.
+demanding := examples/auth
+examples := $(filter-out $(demanding),$(patsubst %.cpp,%,$(wildcard examples/*.cpp)))
 
 # White-box tests include ../server.cpp, and are compiled as one, which takes a quarter of
 # the time that it takes one by one; black-box tests are linked with it.
@@ -63,6 +65,10 @@ brew := $(shell brew --prefix 2>/dev/null)
 brew_cflags := $(if $(brew),-isystem $(brew)/include)
 brew_ldflags := $(if $(brew),-L$(brew)/lib)
 endif
+
+# OpenSSL, for examples/auth. (Homebrew keeps it in a folder of its own.)
+auth_cflags := $(if $(brew),-isystem $(brew)/opt/openssl@3/include)
+auth_libs := $(if $(brew),-L$(brew)/opt/openssl@3/lib) -lcrypto
 
 warnings := -Wall -Wextra -Wpedantic -Wshadow -Wconversion
 cxx = $(CXX) -std=c++17 $(warnings) -I. $(CPPFLAGS) $(json_cflags) $(brew_cflags) $(CXXFLAGS)
@@ -99,7 +105,7 @@ flags = $(cxx) $(link) $(libs) $(sanitized) $(for_valgrind) $(for_tsan) $(exampl
 
 $(plain)/%.o: %.cpp .build/flags
 	@mkdir -p $(@D)
-	$(call say,compile $<)$(cxx) -MMD -MP -c $< -o $@
+	$(call say,compile $<)$(cxx) $($(*F)_cflags) -MMD -MP -c $< -o $@
 
 $(tested)/%.o: %.cpp .build/flags
 	@mkdir -p $(@D)
@@ -131,8 +137,10 @@ $(library): $(plain)/server.o
 	@rm -f $@
 	$(call say,archive $@)$(AR) rcs $@ $^
 
-$(examples): %: $(plain)/%.o $(plain)/server.o
-	$(call say,link $@)$(link) $^ $(libs) -o $@
+$(examples) $(demanding): %: $(plain)/%.o $(plain)/server.o
+	$(call say,link $@)$(link) $^ $(libs) $($(@F)_libs) -o $@
+
+$(plain)/examples/auth.o: | deps-auth
 
 .build/interop-server: $(plain)/tests/interop/server.o $(plain)/server.o
 	$(call say,link $@)$(link) $^ $(libs) -o $@
@@ -226,6 +234,8 @@ $(covered_pages): $(covered)/%: %
 library: $(library)  ## The library alone
 examples: $(examples)  ## examples/echo, hooks, chat, game and readme
 
+auth: examples/auth  ## examples/auth, which needs OpenSSL
+
 run: examples/chat  ## Starts the chat
 	@examples/chat
 
@@ -250,6 +260,7 @@ deps:  ## Installs what is missing to build, run and test
 # The same for further checks, which do that by themselves:
 deps-lint: ## for lint
 deps-install: ## for install-check
+deps-auth: ## for auth
 deps-interop: ## for interop
 deps-differential: ## for differential
 deps-fuzz: ## for fuzz
@@ -258,15 +269,16 @@ deps-valgrind: ## for valgrind
 deps-bench: ## for bench
 deps-micro: ## for bench-micro
 deps-counts: ## for counts
-deps_groups := lint install interop differential fuzz coverage valgrind bench micro counts
+deps_groups := lint install interop auth differential fuzz coverage valgrind bench micro counts
 $(deps_groups:%=deps-%): deps-%:
 	@CXX='$(CXX)' .ci/deps base $*
+deps-interop: | deps-auth  # one after the other, for interop wants both
 
 # --- further checks ---------------------------------------------------------------------
 
 # Each file is checked by each tool, and nothing that they find is let pass. clang-tidy
 # counts on standard error what it does not show; that matters only if it fails.
-strict = $(warnings) -Werror -std=c++17 -I. $(json_cflags) $(brew_cflags) $(examples_dir)
+strict = $(warnings) -Werror -std=c++17 -I. $(json_cflags) $(brew_cflags) $(auth_cflags) $(examples_dir)
 compiled := $(addprefix compiled/,$(sources))
 tidied := $(addprefix tidied/,$(checked))
 # (examples/readme.cpp is set like the README, which shows it.)
@@ -313,7 +325,7 @@ install-check: $(library) | deps-install  ## Installs, uses, uninstalls it in a 
 	left=$$(find "$$dir/prefix" ! -type d -o -name '*$(name)*'); \
 	if [ -n "$$left" ]; then echo "left behind: $$left"; exit 1; fi
 
-interop: examples .build/interop-server | deps-interop  ## A browser, Node's and Python's clients against it
+interop: examples examples/auth .build/interop-server | deps-interop  ## A browser, Node's and Python's clients against it
 	@tests/interop/run
 
 # ATTACK: more options, see .build/attack --help
@@ -465,13 +477,13 @@ uninstall:  ## Removes what install put there
 # --- the rest ---------------------------------------------------------------------------
 
 clean:  ## Removes all that was built
-	rm -rf .build $(examples)
+	rm -rf .build $(examples) $(demanding)
 
 help:  ## This list
 	@awk -F ':.*## *' '/^[a-z-]+:.*## / { printf "make %-15s %s\n", $$1, $$2 }' Makefile
 
 always:
-.PHONY: all always library examples run game test built-tests help clean install uninstall
+.PHONY: all always library examples auth run game test built-tests help clean install uninstall
 .PHONY: deps $(deps_groups:%=deps-%) differential coverage built-coverage
 .PHONY: fuzz fuzz-replay valgrind built-valgrind soak tsan built-tsan
 .PHONY: attack attack-check bench bench-check bench-micro counts counts-update
