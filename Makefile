@@ -282,7 +282,7 @@ strict = $(warnings) -Werror -std=c++17 -I. $(json_cflags) $(brew_cflags) $(auth
 compiled := $(addprefix compiled/,$(sources))
 tidied := $(addprefix tidied/,$(checked))
 # (examples/readme.cpp is set like the README, which shows it.)
-formatted := $(headers) $(wildcard tests/*.h tests/*/*.h) $(foreign) \
+formatted := $(headers) $(wildcard examples/*.h tests/*.h tests/*/*.h) $(foreign) \
     $(filter-out examples/readme.cpp,$(sources))
 
 lint: format-check cppcheck $(compiled) $(tidied)  ## Format, warnings, cppcheck, clang-tidy

@@ -30,19 +30,14 @@
 //   connection, the page may be back by another; the same session takes the old one's place.
 
 #include "../server.h"
+#include "chat.h"
 
 #include <algorithm>
-#include <charconv>
 #include <csignal>
 #include <cstdlib>
-#include <filesystem>
-#include <fstream>
 #include <iostream>
-#include <iterator>
 #include <map>
-#include <random>
 #include <set>
-#include <stdexcept>
 #include <string>
 #include <utility>
 #include <vector>
@@ -50,11 +45,6 @@
 #include <unistd.h>
 
 namespace {
-
-constexpr unsigned kHistory = 100;             // messages kept for who comes later
-constexpr std::size_t kTextCharacters = 4000;  // these two are known to chat.html as well
-constexpr std::size_t kNickCharacters = 20;
-constexpr const char *kUnfitNick = "A name has 1 to 20 characters, all of them visible.";
 
 struct ChatConfig : WSBaseConfig {
     ChatConfig() {
@@ -74,74 +64,6 @@ struct ChatUser : WSBaseUser {
     std::string nick;  // empty before hello
     std::string session;
 };
-
-// ----------------------------------------------------------------------------
-// Text: UTF-8, in which all bytes of a character but the first are 10xxxxxx.
-// ----------------------------------------------------------------------------
-
-// The first `count` characters; none is cut in two.
-std::string firstCharacters(const std::string &text, std::size_t count) {
-    std::size_t end = 0;
-    while (end < text.size() && ((text[end] & 0xC0) == 0x80 || count-- > 0)) ++end;
-    return text.substr(0, end);
-}
-
-std::string trimmed(const std::string &text) {
-    const std::size_t begin = text.find_first_not_of(" \t\r\n");
-    if (begin == std::string::npos) return {};
-    return text.substr(begin, text.find_last_not_of(" \t\r\n") - begin + 1);
-}
-
-// Control characters, and what would make two nicks look the same or turn the line around:
-// odd spaces, marks without width, changes of direction. Look-alike letters remain.
-bool isUnfitForNick(std::string_view character) {
-    constexpr std::string_view kRanges[][2] = {
-        {"\x7F", "\u00A0"},   {"\u00AD", "\u00AD"}, {"\u1680", "\u1680"},
-        {"\u2000", "\u200B"}, {"\u200E", "\u200F"}, {"\u2028", "\u202F"},
-        {"\u205F", "\u206F"}, {"\u3000", "\u3000"}, {"\uFEFF", "\uFEFF"}};
-    return character < " " ||
-           std::any_of(std::begin(kRanges), std::end(kRanges), [&](const auto &range) {
-               return character >= range[0] && character <= range[1];
-           });
-}
-
-// A nick as it will be shown; empty if it cannot be one.
-std::string tidyNick(const std::string &wish) {
-    std::string nick;
-    for (std::string rest = trimmed(wish); !rest.empty();) {
-        const std::string character = firstCharacters(rest, 1);
-        if (isUnfitForNick(character)) return {};
-        if (character != " " || nick.back() != ' ') nick += character;
-        rest.erase(0, character.size());
-    }
-    return trimmed(firstCharacters(nick, kNickCharacters));
-}
-
-// Ann and ANN are one to a reader; this makes them one string.
-std::string folded(std::string nick) {
-    for (char &c : nick)
-        if (c >= 'A' && c <= 'Z') c = static_cast<char>(c - 'A' + 'a');
-    return nick;
-}
-
-// 128 bits that nobody can guess.
-std::string randomHex() {
-    std::random_device random;
-    std::string hex;
-    while (hex.size() < 32) hex += "0123456789abcdef"[random() & 15];
-    return hex;
-}
-
-std::int64_t millisecondsSince1970() {
-    const auto now = std::chrono::system_clock::now().time_since_epoch();
-    return std::chrono::duration_cast<std::chrono::milliseconds>(now).count();
-}
-
-// The start of a string in a message; empty if it is missing or no string.
-std::string stringIn(const Json::Value &message, const char *name, std::size_t characters = 64) {
-    const Json::Value &value = message[name];
-    return value.isString() ? firstCharacters(value.asString(), characters) : std::string();
-}
 
 // A message to the page about somebody.
 Json::Value about(const ChatUser &user, const char *type) {
@@ -214,14 +136,7 @@ class ChatServer : public WebSocketServer<ChatUser, ChatConfig> {
     void httpRequest(const WSRequest &request, WSResponse &response) override {
         if (request.path() == "/healthz") return tell(response, "ok\n");
         if (request.path() == "/metrics") return tell(response, metricsOf(stats()));
-        const bool found = request.path() == "/" || request.path() == "/index.html";
-        response.status = found ? 200 : 404;
-        response.body = "There is nothing here. The chat is at /\n";
-        response.headers = {{"Content-Type", found ? "text/html; charset=utf-8" : "text/plain"},
-                            {"Cache-Control", "no-store"},
-                            {"X-Content-Type-Options", "nosniff"},
-                            {"Referrer-Policy", "no-referrer"}};
-        if (found) fillInPage(response);
+        answerWithPage(request, response, page_);
     }
 
     void preConnect(ChatUser &user, int) override {
@@ -326,31 +241,13 @@ class ChatServer : public WebSocketServer<ChatUser, ChatConfig> {
         response.body = std::move(text);
     }
 
-    // A browser runs only the script and the styles that carry the nonce of this very answer.
-    // Should a chatter's text ever slip into the page as HTML, it could do nothing.
-    void fillInPage(WSResponse &response) const {
-        constexpr std::string_view kPlace = "{{nonce}}";
-        const std::string nonce = randomHex();
-        response.body = page_;
-        for (std::size_t at; (at = response.body.find(kPlace)) != std::string::npos;)
-            response.body.replace(at, kPlace.size(), nonce);
-        response.headers.emplace_back(
-            "Content-Security-Policy",
-            "default-src 'none'; script-src 'nonce-" + nonce + "'; style-src 'nonce-" + nonce +
-                "'; img-src data:; connect-src 'self'; base-uri 'none'; form-action 'none'; "
-                "frame-ancestors 'none'; require-trusted-types-for 'script'; trusted-types 'none'");
-    }
-
     // --- who has which nick, and what was said ---
 
     // The nick itself if nobody has it, else with the first number that makes it new.
     std::string claim(const std::string &wish) {
-        std::string nick = wish;
-        for (int n = 2; !taken_.insert(folded(nick)).second; ++n) {
-            const std::string number = ' ' + std::to_string(n);
-            nick = trimmed(firstCharacters(wish, kNickCharacters - number.size())) + number;
-        }
-        return nick;
+        int n = 1;
+        while (!taken_.insert(folded(numbered(wish, n))).second) ++n;
+        return numbered(wish, n);
     }
 
     // True if the same page is here already, by a connection that must be dead. Then `user`
@@ -398,19 +295,6 @@ constexpr const char *kUsage =
     "  --verbose        print who comes and goes\n"
     "If systemd hands over a listening socket, that is taken: see examples/deploy/.\n";
 
-struct UsageError : std::runtime_error {
-    using std::runtime_error::runtime_error;
-};
-
-int portFrom(const std::string &text) {
-    int port = -1;
-    const char *end = text.data() + text.size();
-    const auto [rest, error] = std::from_chars(text.data(), end, port);
-    if (error != std::errc() || rest != end || port < 0 || port > 65535)
-        throw UsageError("--port wants a number from 0 to 65535, not '" + text + "'");
-    return port;
-}
-
 ChatConfig configFrom(int argc, char **argv) {
     ChatConfig config;
     for (int i = 1; i < argc; ++i) {
@@ -444,26 +328,11 @@ int socketOfSystemd() {
     return 3;
 }
 
-// chat.html lies beside the program. Linux tells where that is; elsewhere it is looked for
-// where the program was called, so call it by its path.
-std::string readPage(const char *program) {
-    std::error_code error;
-    std::filesystem::path path = std::filesystem::canonical("/proc/self/exe", error);
-    path = (error ? std::filesystem::path(program) : path).replace_filename("chat.html");
-    std::ifstream file(path, std::ios::binary);
-    std::string page(std::istreambuf_iterator<char>(file), {});
-    if (page.empty()) throw std::runtime_error("there is no page to serve at " + path.string());
-    return page;
-}
-
 // What to type into a browser, if that can be done: a Unix socket has no port.
 std::string placeOf(const ChatConfig &config, int port) {
     if (port == 0)
         return "listening at " + (config.listenFd < 0 ? config.address : "systemd's Unix socket");
-    std::string host = config.listenFd < 0 ? config.address : "localhost";
-    if (host.empty() || host == "0.0.0.0" || host == "::") host = "localhost";
-    if (host.find(':') != std::string::npos) host = '[' + host + ']';
-    return "open http://" + host + ':' + std::to_string(port) + '/';
+    return "open " + urlOf(config.listenFd < 0 ? config.address : "localhost", port);
 }
 
 }  // namespace
