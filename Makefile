@@ -31,7 +31,7 @@ tested := .build/test
 covered := .build/coverage
 library := $(plain)/lib$(name).a
 # Some examples need more than jsoncpp. They have targets of their own, which install that.
-demanding := examples/auth
+demanding := examples/auth examples/cluster
 examples := $(filter-out $(demanding),$(patsubst %.cpp,%,$(wildcard examples/*.cpp)))
 
 # White-box tests include ../server.cpp, and are compiled as one, which takes a quarter of
@@ -66,7 +66,8 @@ brew_cflags := $(if $(brew),-isystem $(brew)/include)
 brew_ldflags := $(if $(brew),-L$(brew)/lib)
 endif
 
-# OpenSSL, for examples/auth. (Homebrew keeps it in a folder of its own.)
+# What these examples need. (Homebrew keeps OpenSSL in a folder of its own.)
+cluster_libs := -lhiredis
 auth_cflags := $(if $(brew),-isystem $(brew)/opt/openssl@3/include)
 auth_libs := $(if $(brew),-L$(brew)/opt/openssl@3/lib) -lcrypto
 
@@ -141,6 +142,7 @@ $(examples) $(demanding): %: $(plain)/%.o $(plain)/server.o
 	$(call say,link $@)$(link) $^ $(libs) $($(@F)_libs) -o $@
 
 $(plain)/examples/auth.o: | deps-auth
+$(plain)/examples/cluster.o $(tested)/examples/cluster.o: | deps-cluster
 
 .build/interop-server: $(plain)/tests/interop/server.o $(plain)/server.o
 	$(call say,link $@)$(link) $^ $(libs) -o $@
@@ -152,12 +154,12 @@ $(tested)/attack-server: $(tested)/tests/attack/server.o $(tested)/server.o
 	$(call say,link $@)$(link) $(sanitized) $^ $(libs) -o $@
 
 tested_examples := $(patsubst %,$(tested)/%,$(examples))
-$(tested_examples): %: %.o $(tested)/server.o
+$(tested_examples) $(tested)/examples/cluster: %: %.o $(tested)/server.o
 $(white_tests): $(tested)/%: $(tested)/tests/%.o $(tested)/tests/main.o
 $(black_tests): $(tested)/%: $(tested)/tests/%.o $(tested)/tests/main.o $(tested)/server.o
 $(decoder): $(tested)/tests/differential/decoder.o
-$(tested_examples) $(tests) $(decoder):
-	$(call say,link $@)$(link) $(sanitized) $(wraps) $^ $(libs) -o $@
+$(tested_examples) $(tested)/examples/cluster $(tests) $(decoder):
+	$(call say,link $@)$(link) $(sanitized) $(wraps) $^ $(libs) $($(@F)_libs) -o $@
 
 # Tests for valgrind, without sanitizers. Left out are those that start other programs, or
 # no server at all, and two that take minutes there: they let everything fail in turn.
@@ -242,6 +244,8 @@ run: examples/chat  ## Starts the chat
 game: examples/game  ## Starts the game
 	@examples/game
 
+cluster: examples/cluster  ## The chat of several processes, which Redis joins
+
 # make starts itself once more, to use all cores, unless -j says otherwise. What cannot
 # be built does not keep the rest from being tested, but counts as failed.
 cores = $(if $(filter -j%,$(MAKEFLAGS)),,-j$(shell getconf _NPROCESSORS_ONLN))
@@ -250,7 +254,7 @@ test: | $(installing)  ## Builds and runs all tests, with sanitizers
 	@$(MAKE) --no-print-directory -k $(cores) built-tests || touch $(tested)/unbuilt
 	@.ci/test $(tested) $(tests)
 
-built-tests: $(tests) $(tested_examples) $(tested_pages)
+built-tests: $(tests) $(examples:%=$(tested)/%) $(tested_pages)
 
 # --- installing what is needed ----------------------------------------------------------
 
@@ -269,10 +273,15 @@ deps-valgrind: ## for valgrind
 deps-bench: ## for bench
 deps-micro: ## for bench-micro
 deps-counts: ## for counts
-deps_groups := lint install interop auth differential fuzz coverage valgrind bench micro counts
+deps-cluster: ## for cluster
+deps_groups := lint install interop auth cluster differential fuzz coverage valgrind bench micro \
+    counts
 $(deps_groups:%=deps-%): deps-%:
 	@CXX='$(CXX)' .ci/deps base $*
-deps-interop: | deps-auth  # one after the other, for interop wants both
+ifneq ($(filter interop,$(MAKECMDGOALS)),)  # which wants them all: one after the other
+deps-interop: | deps-cluster
+deps-cluster: | deps-auth
+endif
 
 # --- further checks ---------------------------------------------------------------------
 
@@ -486,7 +495,7 @@ always:
 .PHONY: all always library examples auth run game test built-tests help clean install uninstall
 .PHONY: deps $(deps_groups:%=deps-%) differential coverage built-coverage
 .PHONY: fuzz fuzz-replay valgrind built-valgrind soak tsan built-tsan
-.PHONY: attack attack-check bench bench-check bench-micro counts counts-update
+.PHONY: attack attack-check cluster cluster-bench bench bench-check bench-micro counts counts-update
 .PHONY: lint format-check cppcheck $(compiled) $(tidied) format dropin-check install-check interop
 .DELETE_ON_ERROR:
 .SECONDARY:

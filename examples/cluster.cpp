@@ -1,0 +1,1039 @@
+// SPDX-License-Identifier: MIT
+// Extendible WebSocket Server
+
+// The chat of chat.cpp, for when one process is not enough: any number of these processes,
+// on one machine or on many, are one chat. They serve the same page, chat.html, with the same
+// protocol. What joins them is a Redis server, in the same poll() loop, without a thread.
+//
+//     pages ── HAProxy, or a port ──┬── cluster ──┐
+//              that they share      ├── cluster ──┼── Redis
+//              (SO_REUSEPORT)       └── cluster ──┘
+//
+// The idea: Redis holds the chat, a process holds a copy of it. Whatever changes the chat is a
+// command, a script that Redis runs as one step: it checks, changes, gives the event the next
+// number, and publishes it. Processes change their copies and tell their pages by these events,
+// in the order of their numbers, and by nothing else; who said something has to wait for the
+// event, too, and takes it for the acknowledgement. So everybody sees the same, in the same order.
+//
+// What can be relied on:
+//
+// - Every message comes to everybody who is here once, all in one order, which keeps the order of
+//   each sender.
+// - A newcomer neither misses a message between history and events nor gets one twice: both come
+//   from the same copy, which at any time is that of one moment, the number of an event.
+// - A message that came back to its sender is in Redis' history. With "appendonly yes" and
+//   "appendfsync always" it is on the disk by then; "everysec" may forget the last two seconds.
+// - A message that did not come back is kept, in its order, until Redis has taken it. If more than
+//   maxWaitingBytes wait, the next sender is told that its message was not said. A page that gave up
+//   waiting says it again, maybe by another process: its key is known for kKeySeconds.
+// - Redis away: everybody is told, newcomers are turned away (503), processes try to come back
+//   after 0.1 s, 0.2 s, … 2 s. Redis back: each asks for what it has missed, tells its pages, and
+//   says what it has kept. If Redis has less than before, everybody is told how much.
+// - A process killed: its pages come back by another one and take their own places there, nobody
+//   hears of it. Who does not come back has left when the lease of the process ends.
+//
+// What cannot: nobody is heard while Redis is away. A page that was away sees the last kHistory
+// messages. Redis does for each message, and for each process, some work: the README says how
+// far that goes and what comes then. It has to be out of others' reach: there is no password.
+
+#include "../server.h"
+#include "chat.h"
+
+#include <hiredis/async.h>
+#include <hiredis/hiredis.h>
+#include <poll.h>
+
+#include <algorithm>
+#include <charconv>
+#include <chrono>
+#include <cmath>
+#include <csignal>
+#include <cstdlib>
+#include <deque>
+#include <functional>
+#include <iostream>
+#include <map>
+#include <random>
+#include <set>
+#include <stdexcept>
+#include <string>
+#include <utility>
+#include <vector>
+
+namespace {
+
+using Clock = std::chrono::steady_clock;
+using std::chrono::milliseconds;
+
+constexpr auto kNever = Clock::time_point::max();
+constexpr milliseconds kLease{5000};     // a process that is silent for so long has died
+constexpr milliseconds kBeat{1000};      // between two signs of life
+constexpr milliseconds kPatience{3000};  // for an answer of Redis; then it counts as gone
+constexpr milliseconds kFirstRest{100};  // before the first try to come back; then twice that …
+constexpr milliseconds kLongestRest{2000};
+constexpr int kKeptHistory = 1000;  // for processes that missed some
+constexpr int kKeySeconds = 600;    // keys of messages are known for so long
+
+// ----------------------------------------------------------------------------
+// 1. Redis in the loop
+//
+// hiredis does the protocol and asks its host for five things: to wait, or not to wait any more,
+// until its socket can be read or written, and to forget it. watch() and unwatch() do that.
+// ----------------------------------------------------------------------------
+
+std::string textOf(const redisReply &reply) {
+    return reply.str ? std::string(reply.str, reply.len) : std::string();
+}
+
+// One connection. It is opened and closed as often as one likes. `lost` is called, once for each
+// open(), when it could not be made, broke, or what was called with an answer threw.
+class Redis {
+  public:
+    using Answer = std::function<void(const redisReply &)>;
+    using Lost = std::function<void(const std::string &why)>;
+
+    Redis(WSBaseServer &server, Lost lost) : server_(server), lost_(std::move(lost)) {}
+    Redis(const Redis &) = delete;
+    Redis &operator=(const Redis &) = delete;
+    ~Redis() { close(); }
+
+    // Looking up the name of a host blocks; an address, or a name in /etc/hosts, does not.
+    void open(const std::string &host, int port) {
+        close();
+        redisAsyncContext *context = redisAsyncConnect(host.c_str(), port);
+        if (!context || context->err) {
+            const std::string why = context ? context->errstr : "no memory";
+            if (context) redisAsyncFree(context);
+            return lost_(why);
+        }
+        context_ = context;
+        context->data = this;
+        putIntoLoop();
+        redisAsyncSetConnectCallback(context, [](const redisAsyncContext *c, int status) {
+            if (status != REDIS_OK) fail(c, c->errstr);
+        });
+        redisAsyncSetDisconnectCallback(context, [](const redisAsyncContext *c, int) {
+            fail(c, c->err ? c->errstr : "it has closed the connection");
+        });
+    }
+
+    // No answer comes any more, and lost() neither.
+    void close() {
+        redisAsyncContext *context = std::exchange(context_, nullptr);
+        answers_.clear();
+        if (context) redisAsyncFree(context);  // at the end of a callback, if this is in one
+    }
+
+    // Answers come in the order of the commands. An error is an answer, too. Does nothing if
+    // there is no connection.
+    void send(const std::vector<std::string> &command, Answer answer) {
+        if (!context_) return;
+        answers_.push_back(std::move(answer));
+        queue(command, [](redisAsyncContext *c, void *reply, void *) {
+            hand(c, reply, [](Redis &self) {
+                Answer next = std::move(self.answers_.front());
+                self.answers_.pop_front();
+                return next;
+            });
+        });
+    }
+
+    // From then on this connection is for nothing else. The first answer confirms it.
+    void subscribe(const std::string &channel, Answer answer) {
+        if (!context_) return;
+        subscriber_ = std::move(answer);
+        queue({"SUBSCRIBE", channel}, [](redisAsyncContext *c, void *reply, void *) {
+            hand(c, reply, [](Redis &self) { return self.subscriber_; });
+        });
+    }
+
+    // What is queued goes out now, as far as the kernel takes it, and not in the next turn.
+    void flush() {
+        if (context_) redisAsyncHandleWrite(context_);
+    }
+
+  private:
+    void putIntoLoop() {
+        fd_ = context_->c.fd;
+        events_ = 0;
+        auto &hooks = context_->ev;
+        hooks.data = this;
+        hooks.addRead = [](void *self) { wait(self, POLLIN, true); };
+        hooks.delRead = [](void *self) { wait(self, POLLIN, false); };
+        hooks.addWrite = [](void *self) { wait(self, POLLOUT, true); };
+        hooks.delWrite = [](void *self) { wait(self, POLLOUT, false); };
+        hooks.cleanup = [](void *self) { static_cast<Redis *>(self)->leaveLoop(); };
+    }
+
+    void leaveLoop() { server_.unwatch(fd_); }
+
+    static void wait(void *redis, short event, bool wanted) {
+        Redis &self = *static_cast<Redis *>(redis);
+        const int events = wanted ? self.events_ | event : self.events_ & ~event;
+        if (events == self.events_) return;
+        self.events_ = static_cast<short>(events);
+        self.server_.watch(self.fd_, self.events_, [&self](short found) { self.serve(found); });
+    }
+
+    // POLLERR and POLLHUP are for reading, which tells what it is. It may end the connection.
+    void serve(short found) {
+        redisAsyncContext *const context = context_;
+        if ((found & ~POLLOUT) != 0) redisAsyncHandleRead(context);
+        if ((found & POLLOUT) != 0 && context_ == context) redisAsyncHandleWrite(context);
+    }
+
+    // Who a callback is for: nobody, if the connection was closed before it came.
+    static Redis *ownerOf(const redisAsyncContext *context) {
+        auto *self = static_cast<Redis *>(context->data);
+        return self->context_ == context ? self : nullptr;
+    }
+
+    static void fail(const redisAsyncContext *context, const std::string &why) {
+        Redis *self = ownerOf(context);
+        if (!self) return;
+        self->context_ = nullptr;  // hiredis is about to free it
+        self->answers_.clear();
+        self->lost_(why);
+    }
+
+    void queue(const std::vector<std::string> &command, redisCallbackFn *callback) {
+        std::vector<const char *> words;
+        std::vector<std::size_t> lengths;
+        for (const std::string &word : command) {
+            words.push_back(word.data());
+            lengths.push_back(word.size());
+        }
+        redisAsyncCommandArgv(context_, callback, nullptr, static_cast<int>(words.size()),
+                              words.data(), lengths.data());
+    }
+
+    // No reply means that the connection ends: fail() follows. Nothing may be thrown through
+    // hiredis, which is C.
+    template <class Choose>
+    static void hand(redisAsyncContext *context, void *reply, Choose choose) {
+        Redis *self = ownerOf(context);
+        if (!self || !reply) return;
+        try {
+            const Answer answer = choose(*self);
+            answer(*static_cast<redisReply *>(reply));
+        } catch (const std::exception &error) {
+            self->close();
+            self->lost_(error.what());
+        }
+    }
+
+    WSBaseServer &server_;
+    Lost lost_;
+    redisAsyncContext *context_ = nullptr;
+    int fd_ = -1;
+    short events_ = 0;
+    std::deque<Answer> answers_;
+    Answer subscriber_;
+};
+
+// ----------------------------------------------------------------------------
+// 2. The chat in Redis
+//
+//     n         the number of the last event            people     user: session, LF, nick
+//     epoch     random; another one: another chat       nicks      nick in small letters: user
+//     last      the id of the last message              sessions   session: user
+//     history   the last messages, oldest first         leases     process: until when it lives
+//     key:KEY   the id of the message with that key     events     (the channel)
+//
+// All names begin with KEYS[1], which is in braces: so a Redis Cluster has them in one place,
+// where a script can have them. The id of a user is its process', '-', and its number there.
+// ----------------------------------------------------------------------------
+
+constexpr const char *kPrefix = "{chat}:";
+
+constexpr const char *kScript = R"lua(
+local command, process = ARGV[1], ARGV[2]
+local call = redis.call
+local function key(name) return KEYS[1] .. name end
+local people, nicks, sessions = key('people'), key('nicks'), key('sessions')
+
+local function publish(json)
+  call('PUBLISH', key('events'), '{"n":' .. call('INCR', key('n')) .. ',' .. json:sub(2))
+end
+
+local function tell(type, user, event)
+  event.type, event.user = type, user
+  publish(cjson.encode(event))
+end
+
+local function put(user, session, nick)
+  call('HSET', people, user, session .. '\n' .. nick)
+  call('HSET', nicks, nick:lower(), user)
+  if session ~= '' then call('HSET', sessions, session, user) end
+end
+
+-- Session and nick of who is here, nil for others.
+local function get(user)
+  local value = call('HGET', people, user)
+  if value then return value:match('^(.*)\n(.*)$') end
+end
+
+local function leave(user)
+  local session, nick = get(user)
+  if not nick then return end
+  call('HDEL', people, user)
+  call('HDEL', nicks, nick:lower())
+  if session ~= '' then call('HDEL', sessions, session) end
+  tell('left', user, { nick = nick })
+end
+
+local function retire(dead)
+  call('ZREM', key('leases'), dead)
+  for _, user in ipairs(call('HKEYS', people)) do
+    if user:sub(1, #dead + 1) == dead .. '-' then leave(user) end
+  end
+end
+
+local function now()
+  local time = call('TIME')
+  return time[1] * 1000 + math.floor(time[2] / 1000)
+end
+
+-- Gives 1 if the process was not known to be alive.
+local function live(lease) return call('ZADD', key('leases'), now() + lease, process) end
+
+local commands = {}
+
+-- 1: the user is here. 0: somebody else has that nick. -1: a page that `isAgain` here has come by
+-- another connection meanwhile. One with a known session takes the place of the user that had it.
+function commands.join(user, session, nick, isAgain)
+  if get(user) then return 1 end
+  local before = session ~= '' and call('HGET', sessions, session)
+  if before then
+    if isAgain == '1' then return -1 end
+    local _, had = get(before)
+    call('HDEL', people, before)
+    put(user, session, had)
+    tell('moved', user, { before = before, nick = had })
+    return 1
+  end
+  if call('HEXISTS', nicks, nick:lower()) == 1 then return 0 end
+  put(user, session, nick)
+  tell('joined', user, { nick = nick })
+  return 1
+end
+
+function commands.rename(user, nick)
+  local session, was = get(user)
+  if not was or was == nick then return 1 end
+  local holder = call('HGET', nicks, nick:lower())
+  if holder and holder ~= user then return 0 end
+  call('HDEL', nicks, was:lower())
+  put(user, session, nick)
+  tell('renamed', user, { nick = nick, was = was })
+  return 1
+end
+
+function commands.leave(user) leave(user) end
+
+-- 0, or the id that a message with this key has had before. `json` has all but the id.
+function commands.say(known, json, seconds, kept)
+  local id = call('GET', key('key:' .. known))
+  if id then return tonumber(id) end
+  id = call('INCR', key('last'))
+  call('SET', key('key:' .. known), id, 'EX', seconds)
+  local message = '{"id":' .. id .. ',' .. json:sub(2)
+  call('RPUSH', key('history'), message)
+  call('LTRIM', key('history'), -kept, -1)
+  publish(message)
+  return 0
+end
+
+function commands.beat(lease, maySweep)
+  local isNew = live(lease)
+  if maySweep == '1' then
+    for _, dead in ipairs(call('ZRANGEBYSCORE', key('leases'), '-inf', now())) do retire(dead) end
+  end
+  return { isNew, tonumber(call('GET', key('n')) or 0) }
+end
+
+function commands.retire() retire(process) end
+
+-- For a process that has `n` events of `epoch`, the last message of which was `id`, and these users: all
+-- that a copy consists of, of the history what is new. A Redis that has fewer events has lost
+-- some; its numbers have meant something else before, so the epoch has to end.
+function commands.sync(lease, users, offered, epoch, n, id, few)
+  local current = call('GET', key('epoch'))
+  if not current or current == epoch and tonumber(n) > tonumber(call('GET', key('n')) or 0) then
+    current = offered
+    call('SET', key('epoch'), current)
+    publish('{"type":"epoch"}')
+  end
+  local mine = {}
+  for user in users:gmatch('%S+') do mine[user] = true end
+  for _, user in ipairs(call('HKEYS', people)) do
+    if user:sub(1, #process + 1) == process .. '-' and not mine[user] then leave(user) end
+  end
+  live(lease)
+  local last = tonumber(call('GET', key('last')) or 0)
+  local wanted = current == epoch and last - id or tonumber(few)
+  local history = wanted > 0 and call('LRANGE', key('history'), -wanted, -1) or {}
+  return { current, tonumber(call('GET', key('n'))), last, call('HGETALL', people), history }
+end
+
+return commands[command](unpack(ARGV, 3))
+)lua";
+
+// What a process must know to take part; and what a page can be told of it at any moment.
+struct Copy {
+    std::string epoch;
+    std::int64_t n = 0;                         // the number of the last event in it
+    std::int64_t lastId = 0;                    // the id of the last message
+    std::map<std::string, std::string> people;  // user: nick
+    Json::Value history = Json::arrayValue;     // the last messages, the oldest first
+};
+
+Json::Value parsed(const std::string &text) {
+    Json::Value json = WSMessage(text).json();
+    if (!json.isObject()) throw std::runtime_error("what is in Redis is not ours: " + text);
+    return json;
+}
+
+// The answer to "sync". Its history is what the asker did not have.
+Copy copyFrom(const redisReply &reply) {
+    if (reply.type != REDIS_REPLY_ARRAY || reply.elements != 5)
+        throw std::runtime_error("an odd answer: " + textOf(reply));
+    Copy copy;
+    copy.epoch = textOf(*reply.element[0]);
+    copy.n = reply.element[1]->integer;
+    copy.lastId = reply.element[2]->integer;
+    const redisReply &people = *reply.element[3];
+    for (std::size_t i = 0; i + 1 < people.elements; i += 2) {
+        const std::string value = textOf(*people.element[i + 1]);
+        copy.people[textOf(*people.element[i])] = value.substr(value.rfind('\n') + 1);
+    }
+    const redisReply &history = *reply.element[4];
+    for (std::size_t i = 0; i < history.elements; ++i)
+        copy.history.append(parsed(textOf(*history.element[i])));
+    return copy;
+}
+
+// ----------------------------------------------------------------------------
+// 3. The server
+//
+//     away ── connect(), when it is time ──▶ joining ── synced() ──▶ joined
+//      ▲                                      │   ▲                   │  │
+//      └──────────────── lost() ──────────────┴───│───────────────────┘  │
+//                                                 └─── sync(): see there ┘
+//
+// While it is joining, events wait in early_ for the copy that they belong to. Pages stay, whatever
+// happens to the link.
+// ----------------------------------------------------------------------------
+
+struct ClusterConfig : WSBaseConfig {
+    ClusterConfig() {
+        debug = false;
+        maxUsers = 10000;
+        maxMessagesPerSecond = 20;
+        maxMessageBytes = 64 * 1024;
+        tickSeconds = 0.05;
+    }
+
+    std::string redisHost = "127.0.0.1";
+    int redisPort = 6379;
+    std::size_t maxWaitingBytes = 16 * 1024 * 1024;  // of messages that Redis has not taken
+    bool wantsHelp = false;
+};
+
+struct ClusterUser : WSBaseUser {
+    ClusterUser() { maxIdle = 30; }  // to say hello
+
+    enum class State { silent, joining, here };
+    bool isHere() const { return state == State::here; }
+
+    State state = State::silent;
+    std::string nick;  // the wish, until there is an answer
+    std::string session;
+};
+
+// A message that Redis has not confirmed; but its event may have come already.
+struct Saying {
+    std::uint64_t user;
+    std::string key;
+    std::string json;
+    bool isHeard = false;
+};
+
+Json::Value about(const std::string &nick, const char *type) {
+    Json::Value message;
+    message["type"] = type;
+    message["nick"] = nick;
+    return message;
+}
+
+// A line between the messages of a page.
+Json::Value notice(const std::string &text) {
+    Json::Value message;
+    message["type"] = "error";
+    message["about"] = "";
+    message["text"] = text;
+    return message;
+}
+
+class ClusterServer : public WebSocketServer<ClusterUser, ClusterConfig> {
+  public:
+    ClusterServer(ClusterConfig config, std::string page)
+        : WebSocketServer(std::move(config)), page_(std::move(page)) {}
+
+  private:
+    enum class Link { away, joining, joined };
+    using State = ClusterUser::State;
+
+    // /healthz is for a proxy: whoever cannot reach Redis shall not get newcomers.
+    void httpRequest(const WSRequest &request, WSResponse &response) override {
+        if (request.path() != "/healthz") return answerWithPage(request, response, page_);
+        const bool isWell = link_ == Link::joined;
+        response.status = isWell ? 200 : 503;
+        response.body = isWell ? "joined\n" : "no Redis\n";
+    }
+
+    void preConnect(ClusterUser &user, int) override {
+        if (user.request().path() != "/chat") refuse(user, 404, "The chat connects to /chat\n");
+        else if (link_ != Link::joined) refuse(user, 503, "Redis is away, try again later\n");
+    }
+
+    void process(ClusterUser &user, WSMessage &msg) override {
+        const Json::Value &message = msg.json();
+        if (!message.isObject()) return disconnect(user, 1007, "this chat speaks JSON objects");
+        const std::string type = stringIn(message, "type");
+        if (type == "hello") return hello(user, message);
+        if (user.state == State::silent) return complain(user, message, "Say hello first.");
+        if (type == "say") return say(user, message);
+        if (type == "nick") return wishNick(user, message);
+        if (type == "typing") return typing(user);
+        complain(user, message, "This chat does not know that type of message.");
+    }
+
+    // Who goes while Redis is away is missing in the next sync().
+    void preDisconnect(ClusterUser &user, int) override {
+        if (user.state != State::silent && !isLeaving_) command({"leave", idOf(user)});
+    }
+
+    void preShutdown(bool &) override {
+        isLeaving_ = true;
+        command({"retire"});
+        commands_.flush();
+    }
+
+    void tick() override {
+        const auto now = Clock::now();
+        if (isLeaving_) return;
+        if (link_ == Link::away) {
+            if (now >= nextTry_) connect();
+        } else if (now > answerBy_) {
+            lost("it does not answer");
+        } else if (link_ == Link::joined && now >= nextBeat_) {
+            beat();
+        }
+    }
+
+    // --- what a page may say ---
+
+    void hello(ClusterUser &user, const Json::Value &message) {
+        const std::string nick = tidyNick(stringIn(message, "nick"));
+        if (user.state != State::silent) return complain(user, message, "You are here already.");
+        if (nick.empty()) return complain(user, message, kUnfitNick);
+        if (link_ == Link::away) return disconnect(user, 1013, "Redis is away, try again later");
+        user.session = stringIn(message, "session");
+        user.nick = nick;
+        user.maxIdle = 0;
+        user.state = State::joining;
+        if (link_ == Link::joined) join(user, false);
+    }
+
+    void say(ClusterUser &user, const Json::Value &message) {
+        const std::string text = trimmed(stringIn(message, "text", kTextCharacters));
+        std::string key = stringIn(message, "key");
+        if (text.empty()) return complain(user, message, "There is no text in that.");
+        if (waitingBytes_ > config().maxWaitingBytes)
+            return complain(user, message, "Too much is waiting for Redis: this was not said.");
+        if (key.empty()) key = process_ + '.' + std::to_string(++keys_);
+        Json::Value said = about(user.nick, "message");
+        said["from"] = idOf(user);
+        said["text"] = text;
+        said["time"] = Json::Int64(millisecondsSince1970());
+        said["key"] = key;
+        waiting_.push_back({user.id(), key, WSMessage(said).payload(), false});
+        waitingBytes_ += waiting_.back().json.size();
+        sendWaiting();
+    }
+
+    void wishNick(ClusterUser &user, const Json::Value &message) {
+        const std::string nick = tidyNick(stringIn(message, "nick"));
+        if (nick.empty()) return complain(user, message, kUnfitNick);
+        if (link_ != Link::joined || !user.isHere())
+            return complain(user, message, "Names can not be changed while Redis is away.");
+        rename(user, nick, 1);
+    }
+
+    void typing(const ClusterUser &user) {
+        if (link_ != Link::joined) return;
+        Json::Value message = about(user.nick, "typing");
+        message["user"] = idOf(user);
+        commands_.send({"PUBLISH", channel(), WSMessage(message).payload()},
+                       [](const redisReply &) {});
+    }
+
+    // --- commands ---
+
+    // Somebody may have the nick before this process knows: then it goes on with the next number.
+    // `isAgain`: has been here, and Redis has forgotten it.
+    void join(ClusterUser &user, bool isAgain, int number = 1) {
+        user.state = State::joining;
+        const std::string nick = freeNick(user.nick, number, {});
+        command({"join", idOf(user), user.session, nick, isAgain ? "1" : "0"},
+                [this, id = user.id(), isAgain, number](const redisReply &reply) {
+                    ClusterUser *found = findUser(id);
+                    if (!found || found->state != State::joining) return;
+                    if (reply.integer == 0) join(*found, isAgain, number);
+                    if (reply.integer < 0) giveUpPlace(*found);
+                });
+    }
+
+    void rename(ClusterUser &user, const std::string &wish, int number) {
+        const std::string nick = freeNick(wish, number, folded(user.nick));
+        command({"rename", idOf(user), nick},
+                [this, id = user.id(), wish, number](const redisReply &reply) {
+                    ClusterUser *found = findUser(id);
+                    if (found && reply.integer == 0) rename(*found, wish, number);
+                });
+    }
+
+    void sendWaiting() {
+        for (; link_ == Link::joined && underWay_ < waiting_.size(); ++underWay_) {
+            const Saying &saying = waiting_[underWay_];
+            command({"say", saying.key, saying.json, std::to_string(kKeySeconds),
+                     std::to_string(kKeptHistory)},
+                    [this](const redisReply &reply) { taken(reply.integer); });
+        }
+    }
+
+    // The first that waits is in Redis now, or was already with that id. A page that says it once
+    // more has found it in its history by then, unless it is older than that.
+    void taken(std::int64_t id) {
+        const Saying saying = std::move(waiting_.front());
+        waiting_.pop_front();
+        waitingBytes_ -= saying.json.size();
+        --underWay_;
+        ClusterUser *user = findUser(saying.user);
+        const auto remembered = static_cast<std::int64_t>(copy_.history.size());
+        if (id == 0 || saying.isHeard || !user || id > copy_.lastId - remembered) return;
+        Json::Value message = parsed(saying.json);
+        message["id"] = Json::Int64(id);
+        sendToUser(*user, message);
+    }
+
+    // It stands at the beginning, behind what is heard and will be confirmed in a moment.
+    void markHeard(const std::string &key) {
+        const auto heard = std::find_if(waiting_.begin(), waiting_.end(),
+                                        [&](const Saying &saying) { return saying.key == key; });
+        if (heard != waiting_.end()) heard->isHeard = true;
+    }
+
+    // What was heard, and not confirmed because the connection broke, need not be sent again.
+    void forgetHeard() {
+        const auto first = waiting_.begin() + static_cast<std::ptrdiff_t>(underWay_);
+        waiting_.erase(std::remove_if(first, waiting_.end(),
+                                      [](const Saying &saying) { return saying.isHeard; }),
+                       waiting_.end());
+        waitingBytes_ = 0;
+        for (const Saying &saying : waiting_) waitingBytes_ += saying.json.size();
+    }
+
+    void command(std::vector<std::string> words, Redis::Answer answer = {}) {
+        if (script_.empty()) return;
+        const auto name = words.begin();
+        std::vector<std::string> all = {"EVALSHA", script_, "1", kPrefix, *name, process_};
+        all.insert(all.end(), std::next(name), words.end());
+        commands_.send(all, [answer = std::move(answer)](const redisReply &reply) {
+            if (reply.type == REDIS_REPLY_ERROR) throw std::runtime_error(textOf(reply));
+            if (answer) answer(reply);
+        });
+    }
+
+    // --- events: they change the copy, and are what pages are told ---
+
+    void hear(const WSMessage &event) {
+        const Json::Value &json = event.json();
+        const std::int64_t n = json["n"].asInt64();
+        if (json["type"] == "typing") return tellOthers(json["user"].asString(), event);
+        if (n <= copy_.n) return;  // it was in the copy already
+        if (n > copy_.n + 1) throw std::runtime_error("an event is missing");
+        copy_.n = n;
+        apply(json["type"].asString(), json, event);
+    }
+
+    void apply(const std::string &type, const Json::Value &json, const WSMessage &event) {
+        if (type == "epoch") return sync();
+        if (type == "message") {
+            remember(json);
+            return tellAll(event);
+        }
+        const std::string id = json["user"].asString();
+        const std::string nick = json["nick"].asString();
+        ClusterUser *user = userOf(id);
+        if (type == "left") copy_.people.erase(id);
+        else copy_.people[id] = nick;
+        if (type == "left") nicks_.erase(folded(nick));
+        if (type == "renamed") nicks_.erase(folded(json["was"].asString()));
+        if (type == "joined" || type == "renamed") nicks_.insert(folded(nick));
+        if (type != "left" && isOurs(id) && !user) command({"leave", id});  // it is gone already
+        if (type == "moved") return moved(json["before"].asString(), user, nick);
+        if (user && type == "joined") seat(*user, nick);
+        if (user && type == "renamed") user->nick = nick;
+        if (type == "joined") return tellOthers(id, event);
+        tellAll(event);
+    }
+
+    // Somebody is back before the loss of the old connection was noticed, and may have a new wish.
+    void moved(const std::string &before, ClusterUser *user, const std::string &nick) {
+        copy_.people.erase(before);
+        if (ClusterUser *old = userOf(before)) giveUpPlace(*old);
+        if (!user) return;
+        const std::string wish = user->nick;
+        seat(*user, nick);
+        if (wish != nick) rename(*user, wish, 1);
+    }
+
+    void seat(ClusterUser &user, const std::string &nick) {
+        user.state = State::here;
+        user.nick = nick;
+        sendToUser(user, welcome(user));
+    }
+
+    void giveUpPlace(ClusterUser &user) {
+        user.state = State::silent;
+        disconnect(user, 1000, "its page has connected anew");
+    }
+
+    void remember(const Json::Value &message) {
+        if (isOurs(message["from"].asString())) markHeard(message["key"].asString());
+        copy_.lastId = message["id"].asInt64();
+        copy_.history.append(message);
+        Json::Value forgotten;
+        if (copy_.history.size() > kHistory) copy_.history.removeIndex(0, &forgotten);
+    }
+
+    // --- the link to Redis ---
+
+    // First the subscription, then the script, then the copy: so nothing happens in between that
+    // is in neither.
+    void connect() {
+        link_ = Link::joining;
+        answerBy_ = Clock::now() + kPatience;
+        events_.open(config().redisHost, config().redisPort);
+        events_.subscribe(channel(), [this](const redisReply &reply) {
+            if (reply.type != REDIS_REPLY_ARRAY || reply.elements != 3)
+                throw std::runtime_error(textOf(reply));
+            if (textOf(*reply.element[0]) == "subscribe") return loadScript();
+            const WSMessage event(textOf(*reply.element[2]));
+            if (link_ == Link::joined) hear(event);
+            else early_.push_back(event);
+        });
+    }
+
+    void loadScript() {
+        commands_.open(config().redisHost, config().redisPort);
+        commands_.send({"SCRIPT", "LOAD", kScript}, [this](const redisReply &reply) {
+            if (reply.type != REDIS_REPLY_STRING) throw std::runtime_error(textOf(reply));
+            script_ = textOf(reply);
+            sync();
+        });
+    }
+
+    // Asks for what this copy lacks, and says which users are here. (On an open link it is for who
+    // learns that the copy is worth nothing, or that Redis has dropped these users.)
+    void sync() {
+        link_ = Link::joining;
+        answerBy_ = Clock::now() + kPatience;
+        std::string here;
+        for (const ClusterUser &user : users())
+            if (user.state != State::silent) here += idOf(user) + ' ';
+        command({"sync", std::to_string(kLease.count()), here, randomHex(), copy_.epoch,
+                 std::to_string(copy_.n), std::to_string(copy_.lastId), std::to_string(kHistory)},
+                [this](const redisReply &reply) { synced(copyFrom(reply)); });
+    }
+
+    void synced(Copy now) {
+        const Copy before = std::exchange(copy_, std::move(now));
+        const bool isSameChat = before.epoch == copy_.epoch;
+        link_ = Link::joined;
+        failures_ = 0;
+        joinedSince_ = nextBeat_ = Clock::now();
+        answerBy_ = kNever;
+        published_ = heard_ = copy_.n;
+        nicks_.clear();
+        for (const auto &[user, nick] : copy_.people) nicks_.insert(folded(nick));
+        if (isTold_) tellAll(notice("The chat has its memory back."));
+        if (isTold_) console(WSLevel::warning, "Redis is back");
+        isTold_ = false;
+        if (isSameChat) catchUp(before);
+        else if (!before.epoch.empty()) tellAll(notice(whatIsForgotten(before)));
+        placeUsers(isSameChat);
+        for (const WSMessage &event : std::exchange(early_, {})) hear(event);
+        forgetHeard();
+        sendWaiting();
+    }
+
+    // Tells the pages what they have missed.
+    void catchUp(const Copy &before) {
+        const Json::Value missed = std::exchange(copy_.history, before.history);
+        const std::int64_t number = copy_.lastId - before.lastId;
+        if (number > static_cast<std::int64_t>(missed.size()))
+            tellAll(notice("More has been said meanwhile than is remembered."));
+        for (const Json::Value &message : missed) {
+            remember(message);
+            tellAll(message);
+        }
+        const std::set<std::string> then = nicksIn(before), today = nicksIn(copy_);
+        for (const std::string &nick : then)
+            if (today.count(nick) == 0) tellAll(about(nick, "left"));
+        for (const std::string &nick : today)
+            if (then.count(nick) == 0) tellAll(about(nick, "joined"));
+    }
+
+    // Of what was said last; the pages still show it.
+    std::string whatIsForgotten(const Copy &before) const {
+        std::set<std::string> known;
+        for (const Json::Value &message : copy_.history) known.insert(message["key"].asString());
+        const auto lost = std::count_if(before.history.begin(), before.history.end(),
+                                        [&](const Json::Value &message) {
+                                            return known.count(message["key"].asString()) == 0;
+                                        });
+        return "It has forgotten " + std::to_string(lost) + " of the last " +
+               std::to_string(before.history.size()) + " messages: who comes now can not see them.";
+    }
+
+    // Who is missing in the copy comes anew; who is in another chat now has to be told all of it.
+    void placeUsers(bool isSameChat) {
+        for (ClusterUser &user : users()) {
+            if (user.state == State::silent) continue;
+            const auto found = copy_.people.find(idOf(user));
+            if (found == copy_.people.end()) join(user, user.isHere());
+            else if (!isSameChat || !user.isHere()) seat(user, found->second);
+            else if (found->second != user.nick) renamedUnheard(user, found->second);
+        }
+    }
+
+    // The answer was lost with the connection. (The others have been told that one left and one
+    // joined, which comes to the same.)
+    void renamedUnheard(ClusterUser &user, const std::string &nick) {
+        Json::Value renamed = about(nick, "renamed");
+        renamed["was"] = std::exchange(user.nick, nick);
+        sendToUser(user, renamed);
+    }
+
+    // Both connections are given up, whichever it was, and tried again later: by each process at
+    // another time.
+    void lost(const std::string &why) {
+        link_ = Link::away;
+        events_.close();
+        commands_.close();
+        script_.clear();
+        early_.clear();
+        underWay_ = 0;
+        const double wanted = static_cast<double>(kFirstRest.count()) * std::pow(2, failures_++);
+        const double rest = std::min(wanted, static_cast<double>(kLongestRest.count()));
+        std::uniform_real_distribution<double> spread(0.5, 1);
+        nextTry_ = Clock::now() + milliseconds(static_cast<int>(rest * spread(random_)));
+        if (std::exchange(isTold_, true)) return;
+        console(WSLevel::warning, "no Redis at " + config().redisHost + ':' +
+                                      std::to_string(config().redisPort) + ": " + why);
+        tellAll(
+            notice("The chat has lost its memory (Redis). What you say now is kept, and said "
+                   "when that is back."));
+    }
+
+    // Says that this process is alive, and looks for others that are not; unless it was away
+    // itself: they may have been, too, and need some time to come back.
+    void beat() {
+        nextBeat_ = kNever;  // not before this one is answered
+        answerBy_ = Clock::now() + kPatience;
+        const bool maySweep = Clock::now() - joinedSince_ > kLease;
+        command({"beat", std::to_string(kLease.count()), maySweep ? "1" : "0"},
+                [this](const redisReply &reply) {
+                    if (reply.type != REDIS_REPLY_ARRAY || reply.elements != 2)
+                        throw std::runtime_error("an odd answer: " + textOf(reply));
+                    beaten(reply.element[0]->integer == 1, reply.element[1]->integer);
+                });
+    }
+
+    // `published`: the number of the last event. If there was one a beat ago that has not come, and
+    // nothing has come since, then the subscription is dead, and nobody has told us.
+    void beaten(bool wasDropped, std::int64_t published) {
+        if (link_ != Link::joined) return;  // a sync() is under way
+        nextBeat_ = Clock::now() + kBeat;
+        answerBy_ = kNever;
+        if (wasDropped) return sync();
+        if (published_ > copy_.n && heard_ == copy_.n)
+            throw std::runtime_error("no events come any more");
+        published_ = published;
+        heard_ = copy_.n;
+    }
+
+    // --- what pages are told ---
+
+    void tellAll(const WSMessage &message) {
+        sendToIf([](const ClusterUser &user) { return user.isHere(); }, message);
+    }
+
+    void tellOthers(const std::string &id, const WSMessage &message) {
+        const ClusterUser *but = userOf(id);
+        sendToIf([&](const ClusterUser &user) { return user.isHere() && &user != but; }, message);
+    }
+
+    void complain(ClusterUser &user, const Json::Value &message, const char *text) {
+        Json::Value error = notice(text);
+        error["about"] = stringIn(message, "type");
+        error["key"] = stringIn(message, "key");
+        sendToUser(user, error);
+    }
+
+    Json::Value welcome(const ClusterUser &user) const {
+        Json::Value message = about(user.nick, "welcome");
+        message["you"] = idOf(user);
+        message["epoch"] = copy_.epoch;
+        message["history"] = copy_.history;
+        message["people"] = Json::arrayValue;
+        for (const auto &[id, nick] : copy_.people) message["people"].append(nick);
+        return message;
+    }
+
+    // --- who is who ---
+
+    std::string channel() const { return std::string(kPrefix) + "events"; }
+    std::string idOf(const ClusterUser &user) const {
+        return process_ + '-' + std::to_string(user.id());
+    }
+
+    bool isOurs(const std::string &id) const {
+        return id.compare(0, process_.size() + 1, process_ + '-') == 0;
+    }
+
+    // Null if it is not, or no more, a user of this process.
+    ClusterUser *userOf(const std::string &id) const {
+        if (!isOurs(id)) return nullptr;
+        return findUser(std::strtoull(id.c_str() + process_.size() + 1, nullptr, 10));
+    }
+
+    // As far as this process knows. `number` is where to go on if it is not.
+    std::string freeNick(const std::string &wish, int &number, const std::string &own) const {
+        std::string nick;
+        do nick = numbered(wish, number++);
+        while (folded(nick) != own && nicks_.count(folded(nick)) != 0);
+        return nick;
+    }
+
+    static std::set<std::string> nicksIn(const Copy &copy) {
+        std::set<std::string> nicks;
+        for (const auto &[user, nick] : copy.people) nicks.insert(nick);
+        return nicks;
+    }
+
+    const std::string page_;
+    const std::string process_ = randomHex().substr(0, 12);
+    std::uint64_t keys_ = 0;
+
+    Link link_ = Link::away;
+    int failures_ = 0;
+    bool isTold_ = false;  // that Redis is away
+    bool isLeaving_ = false;
+    Clock::time_point nextTry_, nextBeat_, answerBy_, joinedSince_;
+    std::minstd_rand random_{std::random_device{}()};
+    std::int64_t published_ = 0, heard_ = 0;  // events at the last beat
+
+    Copy copy_;
+    std::set<std::string> nicks_;   // of all people, folded
+    std::vector<WSMessage> early_;  // events that came before the copy
+    std::deque<Saying> waiting_;    // for Redis to confirm them
+    std::size_t underWay_ = 0;      // so many of these were sent to it
+    std::size_t waitingBytes_ = 0;
+
+    std::string script_;  // its name for Redis; empty while commands cannot be sent
+    Redis events_{*this, [this](const std::string &why) { lost(why); }};
+    Redis commands_{*this, [this](const std::string &why) { lost(why); }};
+};
+
+// ----------------------------------------------------------------------------
+// 4. The program
+// ----------------------------------------------------------------------------
+
+constexpr const char *kUsage =
+    "usage: cluster [--port N] [--address HOST] [--reuse-port] [--origin ORIGIN]...\n"
+    "               [--redis HOST:PORT] [--keep BYTES] [--verbose]\n"
+    "  --port N           listen on this port (12345); 0 picks a free one\n"
+    "  --address HOST     listen on this address (localhost); \"\" is all there are\n"
+    "  --reuse-port       share the port with other processes that say so, too\n"
+    "  --origin ORIGIN    let in only pages from here, such as https://example.com\n"
+    "  --redis HOST:PORT  where Redis is (127.0.0.1:6379)\n"
+    "  --keep BYTES       keep so much of what is said while Redis is away (16777216)\n"
+    "  --verbose          print who comes and goes\n";
+
+void setRedis(ClusterConfig &config, const std::string &place) {
+    const std::size_t colon = place.rfind(':');
+    if (colon == std::string::npos)
+        throw UsageError("--redis wants HOST:PORT, not '" + place + "'");
+    config.redisHost = place.substr(0, colon);
+    config.redisPort = portFrom(place.substr(colon + 1));
+}
+
+std::size_t bytesFrom(const std::string &text) {
+    std::size_t bytes = 0;
+    const char *end = text.data() + text.size();
+    const auto [rest, error] = std::from_chars(text.data(), end, bytes);
+    if (error != std::errc() || rest != end)
+        throw UsageError("--keep wants a number, not '" + text + "'");
+    return bytes;
+}
+
+ClusterConfig configFrom(int argc, char **argv) {
+    ClusterConfig config;
+    for (int i = 1; i < argc; ++i) {
+        const std::string option = argv[i];
+        const auto value = [&]() -> std::string {
+            if (++i >= argc) throw UsageError(option + " wants a value");
+            return argv[i];
+        };
+        // clang-format off
+        if (option == "--port") config.port = portFrom(value());
+        else if (option == "--address") config.address = value();
+        else if (option == "--reuse-port") config.reusePort = true;
+        else if (option == "--origin") config.uniqueOrigin.push_back(value());
+        else if (option == "--redis") setRedis(config, value());
+        else if (option == "--keep") config.maxWaitingBytes = bytesFrom(value());
+        else if (option == "--verbose") config.debug = true;
+        else if (option == "--help") config.wantsHelp = true;
+        else throw UsageError("there is no option '" + option + "'");
+        // clang-format on
+    }
+    return config;
+}
+
+}  // namespace
+
+int main(int argc, char **argv) {
+    try {
+        const ClusterConfig config = configFrom(argc, argv);
+        if (config.wantsHelp) {
+            std::cout << kUsage;
+            return EXIT_SUCCESS;
+        }
+        ClusterServer server(config, readPage(argv[0]));
+        server.stopOn({SIGINT, SIGTERM});
+        std::signal(SIGPIPE, SIG_IGN);  // hiredis writes to a Redis that may have gone
+        server.listen();
+        std::cout << "open " << urlOf(config.address, server.port()) << std::endl;
+        server.run();
+    } catch (const UsageError &error) {
+        std::cerr << "cluster: " << error.what() << "; try --help\n";
+        return 2;
+    } catch (const std::exception &error) {
+        std::cerr << "cluster: " << error.what() << '\n';
+        return EXIT_FAILURE;
+    }
+}
