@@ -18,7 +18,7 @@ import { setTimeout as delay } from 'node:timers/promises';
 import { promisify } from 'node:util';
 import WebSocket from 'ws';
 import { allShown, joinAt, launchBrowser, say, shown, state } from './pages.mjs';
-import { CHAT, INTEROP_SERVER, MIB, Program, assertSame, forEach, noise, start, stopAll }
+import { CHAT, INTEROP_SERVER, MIB, PLACE, Program, assertSame, forEach, noise, start, stopAll }
   from './support.mjs';
 
 const run = promisify(execFile);
@@ -385,7 +385,7 @@ test('the chat serves the socket that systemd has opened', withSystemd, async (t
     const probe = net.connect(port, '127.0.0.1', () => got(probe.destroy()));
     probe.on('error', () => got(false));
   }), program);
-  assert.equal(await program.portPrinted(), port);
+  assert.equal(Number((await program.lineThatMatches(PLACE))[1]), port);
   const client = new WebSocket(`ws://127.0.0.1:${port}/chat`);
   await once(client, 'open');
   client.send('{"type":"hello","nick":"Ann"}');

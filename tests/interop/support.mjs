@@ -17,6 +17,7 @@ const { RUNNING } = process.env;  // a folder with a file for each process that 
 export const ECHO = process.env.ECHO ?? 'examples/echo';
 export const CHAT = process.env.CHAT ?? 'examples/chat';
 export const GAME = process.env.GAME ?? 'examples/game';
+export const CLUSTER = process.env.CLUSTER ?? '.build/test/examples/cluster';
 export const INTEROP_SERVER = process.env.INTEROP_SERVER ?? '.build/interop-server';
 export const MIB = 1024 * 1024;
 
@@ -24,12 +25,24 @@ export const MIB = 1024 * 1024;
 process.on('SIGTERM', () => process.exit(1));
 process.setMaxListeners(100);  // one for each program
 
+// How our servers print where they listen: a port, or none if it is a Unix socket.
+export const PLACE = /(?:port |localhost:|at unix:)(\d*)/;
+
 // Starts a server and waits for the port that it prints; 0 if it listens at a Unix socket.
 export async function start(command, ...options) {
-  const server = new Program(command, options);
+  const server = await startAndRead(PLACE, command, ...options);
+  server.port = Number(server.printed[1]);
+  return server;
+}
+
+// Starts any program and waits until it prints that; or for nothing, if that is null.
+export async function startAndRead(pattern, command, ...options) {
+  const server = new Program(command, options.map(String));
   try {
-    const port = server.portPrinted();
-    server.port = await within(SECONDS_TO_START_OR_END, port, `${server.name} told no port`);
+    const line = server.lineThatMatches(pattern ?? /^$/);
+    if (pattern)
+      server.printed = await within(SECONDS_TO_START_OR_END, line, `${server.name} told no ${pattern}`);
+    else line.catch(() => {});
     return server;
   } catch (error) {
     server.kill();
@@ -57,14 +70,13 @@ export class Program {
   }
 
   // Reads to the very end, so that the server never has to wait for its reader.
-  async portPrinted() {
+  async lineThatMatches(pattern) {
     const lines = readline.createInterface(this.process.stdout);
-    const port = new Promise((found) => lines.on('line', (line) => {
-      const match = line.match(/(?:port |localhost:|at unix:)(\d*)/);
-      if (match) found(Number(match[1]));
+    const match = new Promise((found) => lines.on('line', (line) => {
+      if (pattern.test(line)) found(line.match(pattern));
     }));
     const end = this.ended.then((how) => Promise.reject(new Error(`${this.name} ended: ${how}`)));
-    return Promise.race([port, end]);
+    return Promise.race([match, end]);
   }
 
   url(pathAndQuery = '/') {
