@@ -147,6 +147,9 @@ $(plain)/examples/cluster.o $(tested)/examples/cluster.o: | deps-cluster
 .build/interop-server: $(plain)/tests/interop/server.o $(plain)/server.o
 	$(call say,link $@)$(link) $^ $(libs) -o $@
 
+.build/load: $(plain)/tests/cluster/load.o
+	$(call say,link $@)$(link) $^ $(LDLIBS) -o $@
+
 .build/attack: $(plain)/tests/attack/attack.o
 	$(call say,link $@)$(link) -pthread $^ $(LDLIBS) -o $@
 
@@ -337,6 +340,9 @@ install-check: $(library) | deps-install  ## Installs, uses, uninstalls it in a 
 sanitized_cluster := $(addprefix $(tested)/examples/,cluster chat.html)
 interop: examples examples/auth $(sanitized_cluster) .build/interop-server | deps-interop  ## A browser, Node's and Python's clients against it
 	@tests/interop/run
+
+cluster-bench: examples/chat examples/cluster .build/load | deps-cluster  ## How much the cluster can say
+	@tests/cluster/bench
 
 # ATTACK: more options, see .build/attack --help
 attack: .build/attack  ## Treats the echo server at PORT badly, beside a canary
