@@ -3216,10 +3216,30 @@ std::string_view withoutPort(std::string_view text) {
     return colon == text.rfind(':') ? text.substr(0, colon) : text;
 }
 
+// The elements of a list as splitList() gives them, but the last one first, and what is in
+// quotation marks separates nothing (RFC 9110 5.6.4). From the right, a mark that somebody left
+// open hides nothing that was added behind it. A backslash before a mark undoes it, and one
+// before such a backslash does it again.
+std::vector<std::string_view> splitFromRight(std::string_view list, char separator) {
+    std::vector<std::string_view> elements;
+    while (!list.empty()) {
+        bool quoted = false, turns = false;
+        std::size_t begin = list.size();
+        for (; begin > 0 && (quoted || list[begin - 1] != separator); --begin) {
+            turns = list[begin - 1] == '"' || (turns && list[begin - 1] == '\\');
+            quoted = quoted != turns;
+        }
+        const std::string_view element = trim(list.substr(begin));
+        if (!element.empty()) elements.push_back(element);
+        list = list.substr(0, std::max<std::size_t>(begin, 1) - 1);
+    }
+    return elements;
+}
+
 // The address in one element of Forwarded: for=192.0.2.60;proto=http, for="[2001:db8::1]:80"
 // (RFC 7239 4). Empty if there is none.
 std::string_view forwardedFor(std::string_view element) {
-    for (const std::string_view pair : splitList(element, ';')) {
+    for (const std::string_view pair : splitFromRight(element, ';')) {
         if (!sameIgnoringCase(pair.substr(0, 4), "for=")) continue;
         std::string_view value = pair.substr(4);
         if (value.size() >= 2 && value.front() == '"' && value.back() == '"')
@@ -3231,9 +3251,8 @@ std::string_view forwardedFor(std::string_view element) {
 
 // Who a request comes from: `peer`, or whom a trusted proxy names. Each proxy adds at the right
 // whom it was asked by. So we go from the right, and stop at the first who is not trusted: what
-// stands left of that anybody may have made up. We stop before what is no address ("unknown",
-// "_hidden"), too. A comma in quotation marks separates like any other, or a mark that somebody
-// left open would hide what our proxy has added behind it.
+// stands left of that anybody may have made up, and so may be what a proxy quotes of the request,
+// such as its Host. We stop before what is no address ("unknown", "_hidden"), too.
 std::string clientAddress(const std::string &peer, const std::vector<Network> &trusted,
                           const std::string &header, const RequestHead &head) {
     if (trusted.empty()) return peer;
@@ -3243,12 +3262,12 @@ std::string clientAddress(const std::string &peer, const std::vector<Network> &t
     };
     const bool plain = sameIgnoringCase(header, "X-Forwarded-For");
     const std::string list = fieldValue(head, header);
-    std::vector<std::string_view> way = splitList(list, ',');
     std::string client = peer;
     std::optional<Address> address = parseAddress(peer);
     if (!address) address = Address{};  // a Unix socket
-    for (; isTrusted(*address) && !way.empty(); way.pop_back()) {
-        address = parseAddress(withoutPort(plain ? way.back() : forwardedFor(way.back())));
+    for (const std::string_view element : splitFromRight(list, ',')) {
+        if (!isTrusted(*address)) break;
+        address = parseAddress(withoutPort(plain ? element : forwardedFor(element)));
         if (!address) break;
         client = encodeAddress(*address);
     }

@@ -254,6 +254,21 @@ TEST_CASE("A header never changes an address, unless a trusted proxy says so") {
     }
 }
 
+TEST_CASE("A Host that a proxy passes on in Forwarded is no address (RFC 7239 4)") {
+    Server server([](Config &config) {
+        config.trustedProxies = {"127.0.0.1"};
+        config.proxyHeader = "Forwarded";
+    });
+    const Strings ways = {R"(for=192.0.2.9;host="a,for=192.0.2.1;b")",
+                          R"(proto=http;host="a;for=192.0.2.1;b";for=192.0.2.9)",
+                          R"(for=192.0.2.1;host="left open, for="192.0.2.9:4711";host="a")"};
+    for (std::size_t i = 0; i < ways.size(); ++i) {
+        CAPTURE(ways[i]);
+        const Peer peer(server, "/", "Forwarded: " + ways[i] + "\r\n");
+        CHECK(server.user(i + 1).address() == "192.0.2.9");
+    }
+}
+
 TEST_CASE("maxUsersPerAddress counts those behind a trusted proxy one by one") {
     Server server([](Config &config) {
         config.trustedProxies = {"127.0.0.1"};

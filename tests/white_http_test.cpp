@@ -105,6 +105,15 @@ std::string list(std::string_view text, char separator) {
     return joined;
 }
 
+// The same from the right, and put in order again.
+std::string fromRight(std::string_view text, char separator) {
+    std::string joined;
+    const Exact exact(text);
+    for (const std::string_view element : splitFromRight(exact.view(), separator))
+        joined.insert(0, std::string(element) + '|');
+    return joined;
+}
+
 }  // namespace
 
 // --- heads ---
@@ -409,6 +418,13 @@ TEST_CASE("whom Forwarded tells of (RFC 7239)") {
         {"without a client", "for=192.0.2.43, by=203.0.113.43", "10.0.0.1"},
         {"a mark left open does not swallow what follows", "for=\"1.1.1.1, for=192.0.2.9", "192.0.2.9"},
         {"nor does a comma in quotation marks", "for=\"a,b\", for=192.0.2.9", "192.0.2.9"},
+        {"nor does a backslash at its end", "for=\"1.1.1.1\\, for=192.0.2.9", "192.0.2.9"},
+        {"a client by a quoted comma", R"(for=192.0.2.9;host="a,for=1.1.1.1;b")", "192.0.2.9"},
+        {"by a quoted semicolon", R"(proto=http;host="a;for=1.1.1.1;b";for=192.0.2.9)", "192.0.2.9"},
+        {"behind a quoted mark", R"(for=192.0.2.9;host="a\",for=1.1.1.1;b")", "192.0.2.9"},
+        {"behind a quoted backslash and mark", R"(for=192.0.2.9;host="\\\",for=1.1.1.1;")", "192.0.2.9"},
+        {"a quoted backslash quotes no mark", R"(for=192.0.2.9;host="\\";by=_us)", "192.0.2.9"},
+        {"a way of quotations", R"(for="192.0.2.9";host="a,b", for="10.0.0.9";host="c;d")", "192.0.2.9"},
         {"half a quotation", "for=\"192.0.2.9", "10.0.0.1"},
         {"one mark", "for=\"", "10.0.0.1"},
         {"no equals sign", "for", "10.0.0.1"},
@@ -704,8 +720,15 @@ TEST_CASE("lists and tokens") {
         const auto &shown = text;  // clang captures no structured binding
         CAPTURE(shown);
         CHECK(list(text, ',') == elements);
+        CHECK(fromRight(text, ',') == elements);
     }
     CHECK(list("a=1; b=2;", ';') == "a=1|b=2|");
+    CHECK(list("a=\"1;2\"", ';') == "a=\"1|2\"|");
+    CHECK(fromRight("a=1; b=2;", ';') == "a=1|b=2|");
+    CHECK(fromRight("a=\"1;2\\\";3\"; b", ';') == "a=\"1;2\\\";3\"|b|");
+    CHECK(fromRight("a=\"1;2;\"3\"", ';') == "a=\"1|2|\"3\"|");
+    CHECK(fromRight("\"", ';') == "\"|");
+    CHECK(fromRight("\\;\\\\\"", ';') == "\\;\\\\\"|");
 
     constexpr std::string_view kTchars =
         "!#$%&'*+-.^_`|~0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz";

@@ -166,8 +166,9 @@ void checkParts(std::string_view text) {
         check(again == bytes && base64Encode(*bytes).size() == text.size(),
               "base64 that is decoded can be encoded");
     }
-    for (const std::string_view element : splitList(text, ','))
-        check(!element.empty() && trim(element) == element, "elements are trimmed, none empty");
+    for (const auto &split : {splitList, splitFromRight})
+        for (const std::string_view element : split(text, ','))
+            check(!element.empty() && trim(element) == element, "elements are trimmed, none empty");
     check(decodePercent(text).size() <= text.size(), "decoding makes nothing longer");
 }
 
