@@ -3236,17 +3236,18 @@ std::vector<std::string_view> splitFromRight(std::string_view list, char separat
     return elements;
 }
 
-// The address in one element of Forwarded: for=192.0.2.60;proto=http, for="[2001:db8::1]:80"
-// (RFC 7239 4). Empty if there is none.
+// The address in one element of Forwarded: for=192.0.2.60;proto=http, for="[2001:db8::1]:80".
+// Empty if there is none, or more than one, which a proxy MUST NOT write (RFC 7239 4).
 std::string_view forwardedFor(std::string_view element) {
+    std::string_view value;
     for (const std::string_view pair : splitFromRight(element, ';')) {
         if (!sameIgnoringCase(pair.substr(0, 4), "for=")) continue;
-        std::string_view value = pair.substr(4);
-        if (value.size() >= 2 && value.front() == '"' && value.back() == '"')
-            value = value.substr(1, value.size() - 2);
-        return value;
+        if (!value.empty()) return {};
+        value = pair.substr(4);
     }
-    return {};
+    if (value.size() >= 2 && value.front() == '"' && value.back() == '"')
+        value = value.substr(1, value.size() - 2);
+    return value;
 }
 
 // Who a request comes from: `peer`, or whom a trusted proxy names. Each proxy adds at the right

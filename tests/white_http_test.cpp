@@ -425,6 +425,7 @@ TEST_CASE("whom Forwarded tells of (RFC 7239)") {
         {"behind a quoted backslash and mark", R"(for=192.0.2.9;host="\\\",for=1.1.1.1;")", "192.0.2.9"},
         {"a quoted backslash quotes no mark", R"(for=192.0.2.9;host="\\";by=_us)", "192.0.2.9"},
         {"a way of quotations", R"(for="192.0.2.9";host="a,b", for="10.0.0.9";host="c;d")", "192.0.2.9"},
+        {"two of them", "for=192.0.2.9;by=_us;FOR=1.1.1.1", "10.0.0.1"},
         {"half a quotation", "for=\"192.0.2.9", "10.0.0.1"},
         {"one mark", "for=\"", "10.0.0.1"},
         {"no equals sign", "for", "10.0.0.1"},
