@@ -61,7 +61,8 @@ struct WSBaseConfig {
     bool requireOrigin = false;
 
     // The proxies in front of this server: addresses ("127.0.0.1"), networks ("10.0.0.0/8",
-    // "fd00::/8"), or "unix", who comes by a Unix socket. Only from these proxyHeader is believed,
+    // "fd00::/8"), or "unix", who comes by a Unix socket. A network has addresses of its own kind
+    // only: nobody is in "::/0" by IPv4. Only from these proxyHeader is believed,
     // and then user.address(), the log and maxUsersPerAddress are about the client that it
     // tells of. Empty: nobody is believed. List your own proxies and nothing else: who is in
     // here can be anybody.

@@ -158,15 +158,21 @@ std::vector<std::string_view> splitList(std::string_view list, char separator);
 std::string decodePercent(std::string_view text);
 
 // An IP address: 16 bytes, of which an IPv4 address is the last four, behind the twelve that
-// say so (RFC 4291 2.5.5.2). All zero stands for the other end of a Unix socket.
-using Address = std::array<unsigned char, 16>;
-constexpr Address kNoIpv6{0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xFF, 0xFF, 0, 0, 0, 0};
+// say so (RFC 4291 2.5.5.2). The other end of a Unix socket has none.
+using AddressBytes = std::array<unsigned char, 16>;
+constexpr AddressBytes kNoIpv6{0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xFF, 0xFF, 0, 0, 0, 0};
 
-struct Network {  // all that begin with the same bits
-    Address address{};
+struct Address {
+    int family = AF_UNIX;  // or AF_INET, AF_INET6
+    AddressBytes bytes{};
+};
+
+struct Network {  // all of its family that begin with the same bits
+    Address address;
     std::size_t bits = 0;
 };
 
+Address ipAddress(const AddressBytes &bytes);
 std::string encodeAddress(const Address &address);
 std::optional<Network> parseNetwork(std::string_view text);
 std::string clientAddress(const std::string &peer, const std::vector<Network> &trusted,
@@ -1801,13 +1807,13 @@ int acceptNonBlocking(int listener, sockaddr_storage &peer) {
 
 // "127.0.0.1", "::1", "unix".
 std::string numericAddress(const sockaddr_storage &peer) {
-    Address address = kNoIpv6;
+    AddressBytes bytes = kNoIpv6;
     if (peer.ss_family == AF_INET)
-        std::memcpy(&address[12], &reinterpret_cast<const sockaddr_in &>(peer).sin_addr, 4);
+        std::memcpy(&bytes[12], &reinterpret_cast<const sockaddr_in &>(peer).sin_addr, 4);
     else if (peer.ss_family == AF_INET6)
-        std::memcpy(&address[0], &reinterpret_cast<const sockaddr_in6 &>(peer).sin6_addr, 16);
+        std::memcpy(&bytes[0], &reinterpret_cast<const sockaddr_in6 &>(peer).sin6_addr, 16);
     else return "unix";
-    return encodeAddress(address);
+    return encodeAddress(ipAddress(bytes));
 }
 
 // Seconds after which somebody may have left: a guess that keeps clients from hurrying.
@@ -3168,33 +3174,44 @@ std::string decodePercent(std::string_view text) {
 
 // --- who is behind a proxy ---
 
+// IPv4 where the bytes say so, whichever socket or text they are from.
+Address ipAddress(const AddressBytes &bytes) {
+    const bool four = std::equal(bytes.begin(), bytes.begin() + 12, kNoIpv6.begin());
+    return {four ? AF_INET : AF_INET6, bytes};
+}
+
 // A numeric address, IPv4 or IPv6.
 std::optional<Address> parseAddress(std::string_view text) {
     const std::string copy(text);
-    Address address = kNoIpv6;
-    if (::inet_pton(AF_INET, copy.c_str(), &address[12]) == 1 ||
-        ::inet_pton(AF_INET6, copy.c_str(), &address[0]) == 1)
-        return address;
+    AddressBytes bytes = kNoIpv6;
+    if (::inet_pton(AF_INET, copy.c_str(), &bytes[12]) == 1 ||
+        ::inet_pton(AF_INET6, copy.c_str(), &bytes[0]) == 1)
+        return ipAddress(bytes);
     return std::nullopt;
 }
 
-bool isIn(const Network &network, const Address &address) {
-    for (std::size_t bit = 0; bit < network.bits; ++bit)
-        if (((address[bit / 8] ^ network.address[bit / 8]) & (0x80 >> bit % 8)) != 0) return false;
-    return true;
-}
-
-// In one spelling, whatever was read: the IPv4 address where it is one.
+// In one spelling, whatever was read.
 std::string encodeAddress(const Address &address) {
-    const bool four = std::equal(address.begin(), address.begin() + 12, kNoIpv6.begin());
+    const std::size_t begin = address.family == AF_INET ? 12 : 0;
     std::array<char, INET6_ADDRSTRLEN> text{};
-    ::inet_ntop(four ? AF_INET : AF_INET6, &address[four ? 12 : 0], text.data(), text.size());
+    ::inet_ntop(address.family, &address.bytes[begin], text.data(), text.size());
     return text.data();
 }
 
-// "10.0.0.1", "10.0.0.0/8", "fd00::/8", "unix".
+// Families are compared first: by its bytes alone all of IPv4 would be in ::/64.
+bool isIn(const Network &network, const Address &address) {
+    if (network.address.family != address.family) return false;
+    for (std::size_t bit = 0; bit < network.bits; ++bit) {
+        const int differing = network.address.bytes[bit / 8] ^ address.bytes[bit / 8];
+        if ((differing & (0x80 >> bit % 8)) != 0) return false;
+    }
+    return true;
+}
+
+// "10.0.0.1", "10.0.0.0/8", "fd00::/8", "unix". "::ffff:10.0.0.0/104" is another spelling of the
+// second; it has to be all of one family.
 std::optional<Network> parseNetwork(std::string_view text) {
-    if (text == "unix") return Network{{}, 128};
+    if (text == "unix") return Network{};
     const std::size_t slash = std::min(text.find('/'), text.size());
     const std::optional<Address> address = parseAddress(text.substr(0, slash));
     if (!address) return std::nullopt;
@@ -3203,9 +3220,9 @@ std::optional<Network> parseNetwork(std::string_view text) {
     if (digits.empty() || digits.size() > 3 || !std::all_of(digits.begin(), digits.end(), isDigit))
         return std::nullopt;
     const std::size_t most = text.find(':') == text.npos ? 32 : 128;
-    const std::size_t bits = std::stoul(std::string(digits));
-    if (bits > most) return std::nullopt;
-    return Network{*address, 128 - most + bits};
+    const std::size_t bits = 128 - most + std::stoul(std::string(digits));
+    if (bits > 128 || (address->family == AF_INET && bits < 96)) return std::nullopt;
+    return Network{*address, bits};
 }
 
 // Without its port, and the brackets that IPv6 then needs: "192.0.2.1:80", "[2001:db8::1]:80".
@@ -3264,8 +3281,7 @@ std::string clientAddress(const std::string &peer, const std::vector<Network> &t
     const bool plain = sameIgnoringCase(header, "X-Forwarded-For");
     const std::string list = fieldValue(head, header);
     std::string client = peer;
-    std::optional<Address> address = parseAddress(peer);
-    if (!address) address = Address{};  // a Unix socket
+    std::optional<Address> address = parseAddress(peer).value_or(Address{});  // or a Unix socket
     for (const std::string_view element : splitFromRight(list, ',')) {
         if (!isTrusted(*address)) break;
         address = parseAddress(withoutPort(plain ? element : forwardedFor(element)));

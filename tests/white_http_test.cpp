@@ -379,6 +379,7 @@ TEST_CASE("whom X-Forwarded-For tells of, if it is a trusted proxy that says so"
         {"a name", "10.0.0.1", "localhost", "10.0.0.1"},
         {"a script", "10.0.0.1", "<script>", "10.0.0.1"},
         {"the name of the Unix sockets", "10.0.0.1", "unix", "10.0.0.1"},
+        {"nobody is no Unix socket", "10.0.0.1", "192.0.2.9, ::", "::"},
         {"a zone", "10.0.0.1", "fe80::1%eth0", "10.0.0.1"},
         {"two in one", "10.0.0.1", "192.0.2.9 192.0.2.8", "10.0.0.1"},
         {"a port", "10.0.0.1", "192.0.2.9:4711", "192.0.2.9"},
@@ -446,32 +447,45 @@ TEST_CASE("networks, and who is in them") {
     struct Row {
         std::string network;
         std::string in;
-        std::string out;  // of which the header lines are not believed
+        std::vector<std::string> out;  // of which the header lines are not believed
     };
     const Row rows[] = {
-        {"192.0.2.1", "192.0.2.1", "192.0.2.0"},
-        {"192.0.2.0/24", "192.0.2.255", "192.0.3.0"},
-        {"192.0.2.128/25", "192.0.2.128", "192.0.2.127"},
-        {"192.0.2.129/31", "192.0.2.128", "192.0.2.130"},
-        {"0.0.0.0/0", "255.255.255.255", "::1"},
-        {"fd00::/8", "fdff::1", "fc00::1"},
-        {"fd00::/7", "fcff::1", "10.0.0.1"},
-        {"2001:db8::1/128", "2001:db8::1", "2001:db8::2"},
-        {"::/0", "2001:db8::1", ""},
-        {"::ffff:10.0.0.0/104", "10.1.1.1", "11.1.1.1"},
-        {"unix", "unix", "::1"},
+        {"192.0.2.1", "192.0.2.1", {"192.0.2.0"}},
+        {"192.0.2.0/24", "192.0.2.255", {"192.0.3.0"}},
+        {"192.0.2.128/25", "192.0.2.128", {"192.0.2.127"}},
+        {"192.0.2.129/31", "192.0.2.128", {"192.0.2.130"}},
+        {"0.0.0.0/0", "255.255.255.255", {"::1", "::2.0.0.1", "unix"}},
+        {"0.0.0.0", "0.0.0.0", {"0.0.0.1", "::", "unix"}},
+        {"fd00::/8", "fdff::1", {"fc00::1"}},
+        {"fd00::/7", "fcff::1", {"10.0.0.1"}},
+        {"2001:db8::1/128", "2001:db8::1", {"2001:db8::2"}},
+        {"::/0", "2001:db8::1", {"192.0.2.1", "::ffff:192.0.2.1", "unix"}},
+        {"::1/64", "::2", {"0:0:0:1::1", "192.0.2.1", "unix"}},
+        {"::/80", "::1:0:0", {"192.0.2.1", "unix"}},
+        {"::1", "::1", {"::", "0.0.0.1", "unix"}},
+        {"::", "::", {"::1", "0.0.0.0", "unix"}},
+        {"::ffff:10.0.0.0/104", "10.1.1.1", {"11.1.1.1", "::10.1.1.1"}},
+        {"::ffff:10.0.0.1", "10.0.0.1", {"10.0.0.2"}},
+        {"::ffff:0:0/96", "192.0.2.1", {"::1", "unix"}},
+        {"unix", "unix", {"::", "::1", "0.0.0.0"}},
     };
     for (const Row &row : rows) {
         INFO(row.network);
         const Head head(withField("X-Forwarded-For: 198.51.100.7"));
-        const auto client = [&](const std::string &peer) {
-            return clientAddress(peer, networks({row.network}), "X-Forwarded-For", head.parsed);
+        const auto isBelieved = [&](const std::string &peer) {
+            const std::vector<Network> trusted = networks({row.network});
+            const std::string client = clientAddress(peer, trusted, "X-Forwarded-For", head.parsed);
+            CHECK((client == peer || client == "198.51.100.7"));
+            return client != peer;
         };
-        CHECK(client(row.in) == "198.51.100.7");
-        if (!row.out.empty()) CHECK(client(row.out) == row.out);
+        CHECK(isBelieved(row.in));
+        for (const std::string &peer : row.out) {
+            CAPTURE(peer);
+            CHECK_FALSE(isBelieved(peer));
+        }
     }
-    for (const char *text :
-         {"", "/", "1.2.3.4/", "1.2.3.4/33", "1.2.3.4/1e1", "::/129", "a", "Unix"})
+    for (const char *text : {"", "/", "1.2.3.4/", "1.2.3.4/33", "1.2.3.4/1e1", "::/129", "a",
+                             "Unix", "::ffff:10.0.0.0/95"})
         CHECK_FALSE(parseNetwork(text));
 }
 
