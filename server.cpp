@@ -391,6 +391,7 @@ struct WSConnection {
     struct Arrival {
         std::string head;  // the request's, as far as it has come
         std::string address;
+        bool wantsBody = true;  // false for a HEAD (RFC 9110 9.3.2)
     };
 
     // Frames that were received and wait for a later turn, from `at` on.
@@ -572,8 +573,8 @@ struct WSLoop {
     bool originAllowed(const RequestHead &head) const;
     void welcome(WSConnection &c, const std::string &response, const std::string &protocol);
     void introduce(WSConnection &c, const std::string &protocol);
-    void answerPlain(WSConnection &c, bool withBody);
-    void answer(WSConnection &c, const WSResponse &response, bool withBody = true);
+    void answerPlain(WSConnection &c);
+    void answer(WSConnection &c, const WSResponse &response);
 
     // Listening (section 7)
     void listen();
@@ -1885,6 +1886,7 @@ void WSLoop::doHandshake(WSConnection &c, char *bytes, std::size_t size) {
     const std::size_t seen = text.size();
     const std::size_t room = config_.maxRequestBytes - std::min(seen, config_.maxRequestBytes);
     text.append(bytes, std::min(size, room));
+    c.arrival->wantsBody = text.compare(0, 5, "HEAD ") != 0;  // also if no more comes
     RequestHead head;
     const Progress progress = parseHead(text, seen, head);
     if (progress.answer == Progress::needMore) {
@@ -1902,9 +1904,8 @@ void WSLoop::doHandshake(WSConnection &c, char *bytes, std::size_t size) {
 
 // Decides what the answer is: a refusal, an HTTP response, or 101 and a new user.
 void WSLoop::answerRequest(WSConnection &c, const RequestHead &head) {
-    const bool withBody = head.method != "HEAD";  // RFC 9110 9.3.2
     WSResponse refusal = checkRequest(head);
-    if (refusal.status == 0 && !asksForWebSocket(head)) return answerPlain(c, withBody);
+    if (refusal.status == 0 && !asksForWebSocket(head)) return answerPlain(c);
     if (refusal.status == 0) refusal = checkUpgrade(head);
     if (refusal.status == 0 && !originAllowed(head))
         refusal = plainResponse(403, "This origin is not allowed to connect.");
@@ -1912,7 +1913,7 @@ void WSLoop::answerRequest(WSConnection &c, const RequestHead &head) {
         refusal = plainResponse(503, "There is no room for another user.");
         refusal.headers.emplace_back("Retry-After", kRetryAfter);
     }
-    if (refusal.status != 0) return answer(c, refusal, withBody);
+    if (refusal.status != 0) return answer(c, refusal);
 
     std::string response =
         "HTTP/1.1 101 Switching Protocols\r\n"
@@ -1978,7 +1979,7 @@ void WSLoop::introduce(WSConnection &c, const std::string &protocol) {
 }
 
 // A GET or HEAD that asks for no WebSocket.
-void WSLoop::answerPlain(WSConnection &c, bool withBody) {
+void WSLoop::answerPlain(WSConnection &c) {
     WSResponse response;
     const WSRequest request(std::move(c.arrival->head), c.arrival->address);
     if (!callHook(nullptr, "httpRequest", [&] { server_.httpRequest(request, response); }))
@@ -1988,17 +1989,17 @@ void WSLoop::answerPlain(WSConnection &c, bool withBody) {
         log(WSLevel::error, [] { return "httpRequest() gave a response that can not be sent"; });
         response = plainResponse(500, "Something went wrong.");
     }
-    answer(c, response, withBody);
+    answer(c, response);
 }
 
 // Answers with anything but 101, and that is all: what comes later is read, so that the
 // answer arrives, but never parsed.
-void WSLoop::answer(WSConnection &c, const WSResponse &response, bool withBody) {
+void WSLoop::answer(WSConnection &c, const WSResponse &response) {
     log(WSLevel::debug,
         [&] { return c.address() + " was answered " + std::to_string(response.status); });
     queue(c, [&](Outbox &outbox) {
-        outbox.append(
-            std::make_shared<std::string>(encodeResponse(response, std::time(nullptr), withBody)));
+        outbox.append(std::make_shared<std::string>(
+            encodeResponse(response, std::time(nullptr), c.arrival->wantsBody)));
     });
     ++counters_.answers[static_cast<std::size_t>(response.status)];
     end(c, 0, {}, State::flushing);

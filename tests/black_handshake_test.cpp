@@ -218,6 +218,37 @@ TEST_CASE("A HEAD is no opening handshake (RFC 6455 4.2.1), and has no body when
     CHECK(server.hooks.empty());
 }
 
+TEST_CASE("A HEAD gets no body (RFC 9110 9.3.2), whatever is wrong with it") {
+    Server server([](Config &config) {
+        config.maxRequestBytes = 300;
+        config.handshakeSeconds = 0.1;
+    });
+    const std::vector<std::pair<std::string, int>> rows = {
+        {" / HTTP/1.1\r\nHost: a\r\nbad header\r\n\r\n", 400},
+        {" /  HTTP/1.1\r\nHost: a\r\n\r\n", 400},
+        {" /\n", 400},
+        {" /" + std::string(300, 'x'), 431},
+        {" / HTTP/1.1\r\nHost: a\r\n", 408}};
+    const auto answerTo = [&](const std::string &request) {
+        Client client(server);
+        client.step(request.substr(0, 2));
+        client.send(request.substr(2));
+        return client.answer(request[0] == 'H');
+    };
+    for (const auto &row : rows) {
+        CAPTURE(row.first);
+        const Answer head = answerTo("HEAD" + row.first), get = answerTo("GET" + row.first);
+        CHECK(head.status == row.second);
+        CHECK(get.status == row.second);
+        CHECK(head.header("Content-Length") == get.header("Content-Length"));
+    }
+    Server ending;
+    Client late(ending);
+    late.step("HEAD / HTTP/1.1\r\n");
+    ending.shutdown();
+    CHECK(late.answer(true).status == 503);
+}
+
 TEST_CASE("A head of maxRequestBytes is read, one byte more gets 431") {
     const std::size_t bare = upgrade("/", "X: \r\n").size();
     const auto headOf = [&](std::size_t size) {
