@@ -144,7 +144,7 @@ WSResponse checkRequest(const RequestHead &head);
 bool asksForWebSocket(const RequestHead &head);
 WSResponse checkUpgrade(const RequestHead &head);
 std::string acceptKey(std::string_view key);
-std::string chooseProtocol(const std::vector<std::string> &ours, const RequestHead &head);
+std::string chooseProtocol(const std::vector<std::string> &ours, std::string_view offered);
 std::optional<std::string> normalOrigin(std::string_view origin);
 WSResponse plainResponse(int status, std::string_view text);
 WSResponse upgradeRequired();
@@ -1631,12 +1631,10 @@ void WSLoop::refuse(WSBaseUser &user, int status, std::string_view text) {
     refusal_ = plainResponse(status, text);
 }
 
-// Never the client's bytes, but for a token that it did offer (RFC 6455 4.2.2).
 void WSLoop::acceptProtocol(WSBaseUser &user, std::string_view protocol) {
     requireNewcomer(user, "acceptProtocol()");
-    const std::vector<std::string> offered = user.request_.protocols();
-    const bool isOffered = std::find(offered.begin(), offered.end(), protocol) != offered.end();
-    if (!protocol.empty() && !(isOffered && isToken(protocol)))
+    const std::string offered = user.request_.header("Sec-WebSocket-Protocol");
+    if (chooseProtocol({std::string(protocol)}, offered) != protocol)
         throw std::invalid_argument("acceptProtocol(): the client does not offer this one");
     user.protocol_ = protocol.empty() ? nullptr : std::make_unique<const std::string>(protocol);
 }
@@ -1921,7 +1919,8 @@ void WSLoop::answerRequest(WSConnection &c, const RequestHead &head) {
         "Connection: Upgrade\r\n"
         "Sec-WebSocket-Accept: " +
         acceptKey(fieldValue(head, "Sec-WebSocket-Key")) + "\r\n";
-    welcome(c, response, chooseProtocol(config_.protocols, head));
+    const std::string offered = fieldValue(head, "Sec-WebSocket-Protocol");
+    welcome(c, response, chooseProtocol(config_.protocols, offered));
 }
 
 // An origin is compared as a whole, in one spelling. It can only be trusted in browsers,
@@ -3116,12 +3115,13 @@ std::string acceptKey(std::string_view key) {
     return base64Encode({reinterpret_cast<const char *>(digest.data()), digest.size()});
 }
 
-// The first of ours that the client offers, or none: never the client's bytes (RFC 6455 4.2.2).
-std::string chooseProtocol(const std::vector<std::string> &ours, const RequestHead &head) {
-    const std::string offered = fieldValue(head, "Sec-WebSocket-Protocol");
+// The first of ours that the client offers too, if it is a token (RFC 6455 4.3), or none: never
+// other bytes of the client's (4.2.2).
+std::string chooseProtocol(const std::vector<std::string> &ours, std::string_view offered) {
     const std::vector<std::string_view> theirs = splitList(offered, ',');
     const auto isOffered = [&](const std::string &protocol) {
-        return std::find(theirs.begin(), theirs.end(), protocol) != theirs.end();
+        return isToken(protocol) &&
+               std::find(theirs.begin(), theirs.end(), protocol) != theirs.end();
     };
     const auto chosen = std::find_if(ours.begin(), ours.end(), isOffered);
     return chosen == ours.end() ? std::string() : *chosen;

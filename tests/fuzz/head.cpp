@@ -110,7 +110,8 @@ void checkHandshake(const RequestHead &head) {
     const WSResponse request = checkRequest(head), upgrade = checkUpgrade(head);
     checkResponse(request);
     checkResponse(upgrade);
-    const std::string protocol = chooseProtocol({"chat.v2", "chat.v1"}, head);
+    const std::string protocol =
+        chooseProtocol({"chat.v2", "chat.v1"}, fieldValue(head, "Sec-WebSocket-Protocol"));
     check(protocol.empty() || protocol == "chat.v2" || protocol == "chat.v1",
           "a subprotocol is one of ours");
     if (request.status != 0) return;
