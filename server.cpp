@@ -2985,7 +2985,8 @@ bool isIpv6(std::string_view text) {
 }
 
 // Host = uri-host [ ":" port ] (RFC 9110 7.2), split; false if it is none. No user-info, no
-// path; an IPv6 address stands in brackets. The port may be empty: "example.com:".
+// path; an IPv6 address stands in brackets. The port may be empty: "example.com:". We do not allow
+// the comma that RFC 3986 3.2.2 does, because it may join two values (RFC 9110 5.3).
 bool splitHost(std::string_view text, std::string_view &host, std::string_view &port) {
     constexpr std::string_view kMarks = "-._~!$&'()*+;=%";
     const auto inName = [&](char c) { return isAlphanumeric(c) || kMarks.find(c) != kMarks.npos; };
@@ -3004,7 +3005,8 @@ bool splitHost(std::string_view text, std::string_view &host, std::string_view &
 
 // request-target = origin-form / absolute-form / authority-form / asterisk-form (RFC 9112
 // 3.2). The first two have a path, and RFC 6455 4.2.1 wants both understood; the others are
-// for other methods than GET. What follows '#' is never sent (RFC 6455 3). Some marks that
+// for other methods than GET. The host of the second would come before that of Host (RFC 9112
+// 3.2.2), but the server uses neither. What follows '#' is never sent (RFC 6455 3). Some marks that
 // RFC 3986 does not allow are let pass, because browsers send them.
 bool parseTarget(std::string_view target, RequestHead &head) {
     const auto fine = [](char c) { return c > 0x20 && c < 0x7F && c != '#'; };

@@ -565,6 +565,7 @@ TEST_CASE("values of Host") {
         {"http://example.com", false},
         {"user@example.com", false},
         {"example.com, other.example", false},
+        {"example.com,other.example", false},
         {"example.com other.example", false},
         {"exam\tple", false},
         {"ex\xC3\xA4mple", false},
