@@ -714,6 +714,11 @@ std::string errorText(int error) { return std::generic_category().message(error)
 
 bool wouldBlock(int error) { return error == EAGAIN || error == EWOULDBLOCK; }
 
+// poll() passes over a negative descriptor. What asks for no events is not enough: POLLHUP and
+// POLLERR come unasked.
+int passedOver(int fd) { return std::min(fd, ~fd); }
+int heeded(int fd) { return std::max(fd, ~fd); }
+
 bool isShortage(int error) { return error == ENOBUFS || error == ENOMEM; }
 
 std::string quoted(const std::string &text) { return '"' + text + '"'; }
@@ -929,7 +934,7 @@ void WSLoop::rest(const char *what, int error) {
 
 void WSLoop::wakeUp() {
     resting_ = false;
-    for (std::size_t i = 1; i <= listeners_; ++i) pollfds_[i].events = POLLIN;
+    for (std::size_t i = 1; i <= listeners_; ++i) pollfds_[i].fd = heeded(pollfds_[i].fd);
     for (const auto &c : connections_)
         if (std::exchange(c->resting, false)) touch(*c);
 }
@@ -1593,7 +1598,7 @@ void WSLoop::updateEvents(WSConnection &c) {
     const int events = (reads && !readsOn ? POLLIN : 0) | (c.stalled ? POLLOUT : 0);
     pollfd &entry = pollfds_[firstConnection_ + c.slot];
     entry.events = static_cast<short>(events);
-    entry.fd = c.resting ? -1 : c.fd;  // poll() passes over a negative one
+    entry.fd = c.resting ? passedOver(c.fd) : c.fd;
 }
 
 // ============================================================================
@@ -1821,7 +1826,8 @@ constexpr const char *kRetryAfter = "10";
 }  // namespace
 
 // Accepts who waits at a listener, some at a time. One that is gone again is ordinary; after
-// any other trouble (no descriptor is left, or no memory) the listeners rest.
+// any other trouble (no descriptor is left, or no memory; or somebody who shares the listener
+// has shut it down) the listeners rest.
 void WSLoop::connect(int listener) {
     for (int i = 0; i < config_.acceptsPerTurn; ++i) {
         sockaddr_storage peer{};
@@ -1832,7 +1838,8 @@ void WSLoop::connect(int listener) {
             return;
         } else if (errno != EINTR && errno != ECONNABORTED && errno != EPROTO) {
             rest("accept", errno);
-            for (std::size_t k = 1; k <= listeners_; ++k) pollfds_[k].events = 0;
+            for (std::size_t k = 1; k <= listeners_; ++k)
+                pollfds_[k] = {passedOver(pollfds_[k].fd), POLLIN, 0};
             return;
         }
     }
@@ -2380,7 +2387,7 @@ void WSLoop::closeListeners() {
         ::unlink(socketPath_.c_str());
     socketPath_.clear();
     for (; listeners_ > 0; --listeners_, --firstConnection_) {
-        ::close(pollfds_[1].fd);
+        ::close(heeded(pollfds_[1].fd));
         pollfds_.erase(pollfds_.begin() + 1);
     }
     port_ = 0;

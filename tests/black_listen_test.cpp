@@ -298,6 +298,27 @@ TEST_CASE("Who comes while nobody accepts is served by the next server") {
     ::close(fd);
 }
 
+TEST_CASE("If who shares it shuts it down, nobody can come, but the server does not spin") {
+    const int before = openDescriptors();
+    const int fd = openTcp(true);
+    {
+        Server server([&](Config &config) {
+            config.listenFd = fd;
+            config.restSeconds = 0.02;
+        });
+        Peer peer(server);
+        ::shutdown(fd, SHUT_RDWR);
+        int turns = 0;
+        for (const auto end = Clock::now() + 100ms; Clock::now() < end; ++turns) server.turn(100ms);
+        CHECK(turns < 20);
+        CHECK(server.printed("cannot accept, trying again"));
+        peer.send(frame(kText, "hello"));
+        CHECK(peer.hear() == "text hello");
+    }
+    ::close(fd);
+    CHECK(openDescriptors() == before);
+}
+
 TEST_CASE("Who comes by IPv4 to a socket that takes both has an IPv4 address") {
     const int fd = ::socket(AF_INET6, SOCK_STREAM, 0), off = 0;
     sockaddr_in6 address{};
