@@ -625,7 +625,7 @@ struct WSLoop {
     std::vector<WSConnection *> byId_;  // who has a user, whatever its state, oldest first
 
     int framesEach_ = 0;    // what each may read in this turn
-    Milliseconds now_ = 0;  // read when poll() has returned, and at the turn's end
+    Milliseconds now_ = 0;  // read when poll() has returned, at the turn's end, and if all is quiet
     Milliseconds nextClocks_ = 0;
     Milliseconds lastTick_ = 0;  // when tick() was due last
     bool resting_ = false;       // the listeners, or some connections, until:
@@ -785,10 +785,12 @@ void strike(std::vector<WSConnection *> &list, const WSConnection &c) {
 // without waiting, a slice of the silent ones, the next slice each turn. The size of the slice
 // is reckoned by time: as many as are due, so that a rotation over all of them takes
 // lookSeconds for each, which is some ten times as long as a look takes, and half of
-// rotationSeconds at most. So nobody waits for longer than rotationSeconds, whatever their
-// number and the load, and looking costs a tenth of the time, or less. While the front is quiet
-// there is nobody to be held up: then, when the time of a rotation is over, one poll() sleeps
-// over all of them. Who is found to speak moves to the front, who has been silent for
+// rotationSeconds at most. So nobody waits for longer than rotationSeconds (or two turns),
+// whatever their number and the load, and looking costs a tenth of the time, or less. While
+// the front is quiet there is nobody to be held up: then, when the time of a rotation is over,
+// one poll() sleeps over all of them. If it was a short sleep (tick() was due, or a program's
+// own loop calls turn()), the next turns poll the front alone, until that time is over again;
+// after a long one it is. Who is found to speak moves to the front, who has been silent for
 // rotationSeconds moves back: a swap each.
 // ============================================================================
 
@@ -840,6 +842,7 @@ constexpr std::size_t kFewSilent = 64;  // are looked at in one go: that is chea
 // the silent ones are few, or the front is quiet and it is time to look. Gives what poll() gives.
 int WSLoop::pollSome(int wait) {
     if (looked_ == connections_.size() && !frontWasQuiet_) beginRotation();
+    if (frontWasQuiet_) now_ = std::max(now_, monotonicNow());  // a program's own loop takes time
     turned_ += now_ - std::exchange(lastTurned_, now_);
     const auto left = static_cast<int>(std::max<Milliseconds>(rotationTime() - turned_, 0));
     if (connections_.size() - front_ <= kFewSilent || (frontWasQuiet_ && left == 0)) {
@@ -847,6 +850,7 @@ int WSLoop::pollSome(int wait) {
         looked_ = connections_.size();
         const int ready = ::poll(pollfds_.data(), static_cast<nfds_t>(pollfds_.size()), wait);
         frontWasQuiet_ = ready == 0;
+        if (frontWasQuiet_) beginRotation();  // before it slept: that is part of its time
         return ready;
     }
     // (Where there are connections there are clocks to be read, so `wait` is not "for ever".)

@@ -85,6 +85,7 @@ struct State {
     timespec time{};
     Counts counts{};            // of the calls so far
     std::size_t moved = 0;      // bytes, by the server
+    std::size_t polled = 0;     // descriptors, by the server, over and over
     std::set<int> descriptors;  // that the server has open
     int strayCloses = 0;        // of what it has not
     int addressLists = 0;       // of getaddrinfo(), not freed
@@ -190,6 +191,7 @@ extern "C" {
 int __real_poll(pollfd *entries, nfds_t size, int timeout);
 int __wrap_poll(pollfd *entries, nfds_t size, int timeout) {
     if (size == 0) return __real_poll(entries, size, timeout);  // only sleeps
+    if (faults::inside) faults::state.polled += size;
     const int fault = faults::next(faults::kPoll);
     int ready = 0;
     if (fault == faults::kWorks) ready = __real_poll(entries, size, timeout);
