@@ -178,9 +178,10 @@ struct WSBaseConfig {
     // thousands of them.
     double rotationSeconds = 0.1;
 
-    // The same, for each who is silent: with a hundred of them nobody notices, with a thousand it
-    // takes up to 10 ms. Less lets them be heard sooner and costs more, up to half of the time:
-    // a look takes 0.3 to 0.5 us. 0: all are looked at in each turn.
+    // The same, for each who is silent: a rotation over n of them takes n times as long, at most
+    // half of rotationSeconds. With a hundred of them nobody notices, with a thousand it takes up
+    // to 10 ms. Less lets them be heard sooner and costs more, up to half of the time: a look takes
+    // 0.3 to 0.5 us. 0: all are looked at in each turn.
     double lookSeconds = 0.000005;
 
     // Connections accepted in one turn of the loop, from each listener.

@@ -839,13 +839,15 @@ constexpr std::size_t kFewSilent = 64;  // are looked at in one go: that is chea
 }  // namespace
 
 // poll() for the front and, if that is busy, for a slice of the silent ones; or for all, if
-// the silent ones are few, or the front is quiet and it is time to look. Gives what poll() gives.
+// the silent ones are few or lookSeconds is 0, or the front is quiet and it is time to look.
+// Gives what poll() gives.
 int WSLoop::pollSome(int wait) {
     if (looked_ == connections_.size() && !frontWasQuiet_) beginRotation();
     if (frontWasQuiet_) now_ = std::max(now_, monotonicNow());  // a program's own loop takes time
     turned_ += now_ - std::exchange(lastTurned_, now_);
     const auto left = static_cast<int>(std::max<Milliseconds>(rotationTime() - turned_, 0));
-    if (connections_.size() - front_ <= kFewSilent || (frontWasQuiet_ && left == 0)) {
+    const bool always = connections_.size() - front_ <= kFewSilent || config_.lookSeconds <= 0;
+    if (always || (frontWasQuiet_ && left == 0)) {
         slice_ = front_;
         looked_ = connections_.size();
         const int ready = ::poll(pollfds_.data(), static_cast<nfds_t>(pollfds_.size()), wait);

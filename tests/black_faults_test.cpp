@@ -940,6 +940,21 @@ TEST_CASE("A rotation takes lookSeconds for each who is silent") {
     for (const auto &entry : hall.heard) CHECK(entry.second > start);
 }
 
+TEST_CASE("If lookSeconds is 0, all are looked at in each turn, be it busy or quiet") {
+    faults::reset();
+    Hall hall(100, 0);
+    for (const bool busy : {true, true, false, false}) {
+        for (std::size_t i = 0; i < 100; i += 10) {
+            hall.silent[i]->send(frame(kText, "I am here"));
+            if (busy) hall.turn();
+            else turnInside(hall.server());
+            CHECK(hall.heard[i + 2] == hall.turns());
+        }
+        hall.heard.clear();
+        for (int i = 0; i < 250; ++i) hall.turn();  // until they are silent again
+    }
+}
+
 TEST_CASE(
     "While the front is quiet, too, the silent are looked at once in a rotation, all at once") {
     faults::reset();
