@@ -128,9 +128,9 @@ $(tested)/tests/main.o: extra = -fno-sanitize=all
 
 # This one has system calls of its own, which those of the server become: so --wrap has it,
 # and all that takes part must stay visible.
-wrapped := poll recv recvmsg send sendmsg accept4 close shutdown socket bind listen setsockopt \
-    getsockname getaddrinfo freeaddrinfo fcntl chmod pipe2 read write sigaction getrlimit \
-    setrlimit clock_gettime
+wrapped := poll recv recvmsg send sendmsg accept4 close open shutdown socket bind listen \
+    setsockopt getsockname getaddrinfo freeaddrinfo fcntl chmod pipe2 read write sigaction \
+    getrlimit setrlimit clock_gettime
 $(tested)/tests/black_faults_test.o: extra =
 $(tested)/black_faults_test $(covered)/black_faults_test: wraps = $(wrapped:%=-Wl,--wrap=%)
 

@@ -26,9 +26,10 @@ struct WSBaseConfig {
     // A host name or a numeric address; the server listens on every address it
     // resolves to, IPv4 and IPv6. The default reaches this machine only. Empty
     // means every interface: then anybody who reaches the port can connect.
-    // "unix:/run/chat/socket" is a Unix socket with that path, for a proxy on the same
-    // machine. What a server that died has left there is replaced; what a living
-    // one has, or is no socket, is not.
+    // "unix:/run/chat/socket" is a Unix socket with that path, for a proxy on the same machine.
+    // What a server that died has left there is replaced; what a living one has, or is no
+    // socket, is not. (Another program that has bound its socket, but does not listen yet,
+    // looks like a dead one.)
     std::string address = "localhost";
 
     // Who may connect to a Unix socket, as chmod() takes it: who may write to it. 0 to 0777.

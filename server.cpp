@@ -82,6 +82,7 @@
 #include <netinet/in.h>
 #include <netinet/tcp.h>
 #include <poll.h>
+#include <sys/file.h>
 #include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
@@ -2226,9 +2227,30 @@ int openListeningSocket(const addrinfo &where, int port, bool reusePort) {
     return closeKeepingErrno(fd);
 }
 
-// Whether a file is a socket at which nobody listens: it was left by a server that died. Two
-// servers that find the same one at the same moment may both take its place, and the last has
-// it; who starts several at once at one path had better not.
+// While it lives, no other server of our kind takes a path in the same folder: two that find
+// the same stale socket would both replace it, and one that has bound its socket, but does not
+// listen yet, looks stale. Somebody else may have reasons of their own to lock a folder, or the
+// system may not let us: then it goes on without, after a while.
+class FolderLock {
+  public:
+    explicit FolderLock(const std::string &path)
+        : fd_(::open((path.substr(0, path.rfind('/') + 1) + '.').c_str(), O_RDONLY | O_CLOEXEC)) {
+        for (int tries = 50; fd_ >= 0 && tries > 0; --tries) {
+            if (::flock(fd_, LOCK_EX | LOCK_NB) == 0) return;
+            ::poll(nullptr, 0, 10);
+        }
+    }
+    ~FolderLock() {
+        if (fd_ >= 0) closeKeepingErrno(fd_);
+    }
+    FolderLock(const FolderLock &) = delete;
+    FolderLock &operator=(const FolderLock &) = delete;
+
+  private:
+    int fd_;
+};
+
+// Whether a file is a socket at which nobody listens: it was left by a server that died.
 bool isStale(const sockaddr_un &where) {
     struct stat file {};
     ::lstat(where.sun_path, &file);
@@ -2263,9 +2285,10 @@ int openUnixSocket(const std::string &path, int mode) {
     if (bound && ::chmod(where.sun_path, static_cast<mode_t>(mode)) == 0 &&
         ::listen(fd, SOMAXCONN) == 0)
         return fd;
-    closeKeepingErrno(fd);
+    const int error = errno;
     if (bound) ::unlink(where.sun_path);
-    return -1;
+    errno = error;
+    return closeKeepingErrno(fd);
 }
 
 // By which a file is known again; 0 if there is none.
@@ -2365,6 +2388,7 @@ int WSLoop::addListener(Open &&open) {
 int WSLoop::openUnixListener() {
     std::string path = *unixPath(config_.address);
     return addListener([&] {
+        const FolderLock lock(path);
         const int fd = openUnixSocket(path, config_.unixMode);
         if (fd < 0) return fd;
         socketFile_ = fileNumber(path);

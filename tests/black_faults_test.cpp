@@ -14,6 +14,7 @@
 #include <random>
 
 #include <sys/un.h>
+#include <sys/wait.h>
 
 using namespace black;
 using faults::Call;
@@ -1188,6 +1189,11 @@ TEST_CASE("What fails at the start of a Unix socket is named, and no file is lef
         CHECK(has(thrown, path));
         CHECK(::access(path.c_str(), F_OK) != 0);
     }
+    // A file that is gone when it is to be removed is not what was wrong.
+    faults::reset([&](Call call, std::size_t) {
+        return call == faults::kChmod && ::unlink(path.c_str()) == 0 ? EPERM : faults::kWorks;
+    });
+    CHECK_THROWS_WITH(Stage{change}, doctest::Contains(std::strerror(EPERM)));
     // Who can not be asked whether it lives is taken to.
     const int fd = ::socket(AF_UNIX, SOCK_STREAM, 0);
     sockaddr_un address{};
@@ -1199,6 +1205,32 @@ TEST_CASE("What fails at the start of a Unix socket is named, and no file is lef
     CHECK(has(complaintIf(faults::kFcntl, 3, EINVAL, change), std::strerror(EADDRINUSE)));
     CHECK(complaintIf(faults::kChmod, 2, EPERM, change).empty());
     CHECK(::access(path.c_str(), F_OK) != 0);
+}
+
+TEST_CASE("Who has bound a Unix socket, and does not listen yet, is not taken for a dead one") {
+    const std::string path = "/tmp/ws" + std::to_string(::getpid());
+    const auto change = [&](Config &config) { config.address = "unix:" + path; };
+    pid_t other = 0;
+    faults::reset([&](Call call, std::size_t) {
+        if (call != faults::kChmod || other != 0) return faults::kWorks;
+        other = ::fork();
+        if (other == 0) {
+            std::string thrown;
+            try {
+                const Server server(change);
+            } catch (const std::runtime_error &e) {
+                thrown = e.what();
+            }
+            ::_exit(has(thrown, std::strerror(EADDRINUSE)) ? 0 : 1);
+        }
+        std::this_thread::sleep_for(100ms);
+        return faults::kWorks;
+    });
+    const Stage stage(change);
+    int status = -1;
+    CHECK(::waitpid(other, &status, 0) == other);
+    CHECK(status == 0);
+    CHECK(::access(path.c_str(), F_OK) == 0);
 }
 
 TEST_CASE("What fails at the start with listenFd or reusePort is named") {

@@ -309,6 +309,14 @@ int __wrap_fcntl(int fd, int command, ...) {
     return result;
 }
 
+// What it opens is not for writing, and so there is no mode. It never fails here.
+int __real_open(const char *path, int flags, ...);
+int __wrap_open(const char *path, int flags, ...) {
+    const int fd = __real_open(path, flags);
+    if (fd >= 0) faults::opened({fd});
+    return fd;
+}
+
 int __real_chmod(const char *path, mode_t mode);
 int __wrap_chmod(const char *path, mode_t mode) {
     return faults::call(faults::kChmod, [&] { return __real_chmod(path, mode); });
