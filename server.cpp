@@ -557,6 +557,7 @@ struct WSLoop {
     void sayGoodbye(WSConnection &c);
     std::vector<WSConnection *>::iterator searchId(std::uint64_t id);
     void remove(WSConnection &c);
+    void forgetSpares();
     bool hasRoomFor(const WSConnection &newcomer);
     void disconnectIfIdle(WSConnection &c);
     template <class Hook>
@@ -1061,7 +1062,7 @@ void WSLoop::readClocks() {
     if (resting_ && now_ >= restUntil_) wakeUp();
     if (now_ < nextClocks_) return;
     nextClocks_ = now_ + kClockPeriod;
-    sparePayloads_.clear();
+    forgetSpares();
     for (const auto &c : connections_) guarded(*c, [&] { readClock(*c); });
 }
 
@@ -1725,6 +1726,13 @@ void WSLoop::remove(WSConnection &c) {
     swapSlots(c.slot, connections_.size() - 1);
     connections_.pop_back();
     pollfds_.pop_back();
+    if (connections_.empty()) forgetSpares();  // for then no clocks are read
+}
+
+// Frees what was a large message, or may have been.
+void WSLoop::forgetSpares() {
+    sparePayloads_.clear();
+    body_.reset();
 }
 
 // Whether there is room for this newcomer. If there is none, the idle users go first.

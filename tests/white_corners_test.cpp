@@ -13,6 +13,27 @@ struct Quiet : WebSocketServer<> {
     void console(WSLevel, std::string_view) override {}
 };
 
+// The frame of a masked binary message, of zeros.
+std::string binaryFrame(std::size_t size) {
+    std::string frame = encodedHeader(Opcode::binary, size);
+    frame[1] = static_cast<char>(frame[1] | 0x80);
+    return frame + std::string(4 + size, '\0');
+}
+
+constexpr std::string_view kUpgrade =
+    "GET / HTTP/1.1\r\nHost: a\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+    "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\r\n";
+
+// Writes it all, and has the loop read it.
+void say(WSLoop &loop, int fd, std::string_view bytes) {
+    while (!bytes.empty()) {
+        const ssize_t size = ::write(fd, bytes.data(), bytes.size());
+        REQUIRE((size > 0 || wouldBlock(errno)));
+        bytes.remove_prefix(static_cast<std::size_t>(std::max<ssize_t>(size, 0)));
+        loop.turn(std::chrono::milliseconds(0));
+    }
+}
+
 }  // namespace
 
 TEST_CASE("spare buffers are kept up to a number, the others freed") {
@@ -33,24 +54,45 @@ TEST_CASE("a message that comes after our Close leaves nothing in a spare reader
     WSLoop loop(server, config);
     std::array<int, 2> ends{};
     REQUIRE(::socketpair(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK, 0, ends.data()) == 0);
-    const auto say = [&](std::string_view bytes) {
-        REQUIRE(::write(ends[1], bytes.data(), bytes.size()) == static_cast<ssize_t>(bytes.size()));
-        loop.turn(std::chrono::milliseconds(0));
-    };
     loop.add(ends[0], {});
-    say("GET / HTTP/1.1\r\nHost: a\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
-        "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\r\n");
+    say(loop, ends[1], kUpgrade);
     REQUIRE(loop.userCount_ == 1);
     loop.disconnect(*loop.connections_[0]->user, 1000, "");
 
-    std::string frame = encodedHeader(Opcode::binary, 10'000);
-    frame[1] = static_cast<char>(frame[1] | 0x80);
-    frame += std::string(4 + 10'000, '\0');
-    say(std::string_view(frame).substr(0, 5000));
-    say(std::string_view(frame).substr(5000));
+    const std::string frame = binaryFrame(10'000);
+    say(loop, ends[1], std::string_view(frame).substr(0, 5000));
+    say(loop, ends[1], std::string_view(frame).substr(5000));
     REQUIRE(loop.spareReaders_.size() == 1);
     CHECK(loop.spareReaders_[0]->take() == nullptr);
     ::close(ends[1]);
+}
+
+TEST_CASE("large payloads are kept for a second, and not after the last connection") {
+    for (const bool leaves : {true, false}) {
+        CAPTURE(leaves);
+        Quiet server;
+        WSBaseConfig config;
+        config.debug = false;
+        WSLoop loop(server, config);
+        std::array<int, 2> ends{};
+        REQUIRE(::socketpair(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK, 0, ends.data()) == 0);
+        loop.add(ends[0], {});
+        say(loop, ends[1], kUpgrade);
+        loop.nextClocks_ = loop.now_ + 1000;
+        const std::string two = binaryFrame(900'000) + binaryFrame(400'000);
+        while (!loop.body_ || loop.body_->payload->size() != 400'000) say(loop, ends[1], two);
+        Payload spare = loop.sparePayloads_.take(900'000);
+        REQUIRE(spare != nullptr);
+        loop.sparePayloads_.giveBack(std::move(spare));
+
+        if (leaves) ::close(ends[1]);
+        else loop.nextClocks_ = 0;
+        for (int i = 0; i < 3; ++i) loop.turn(std::chrono::milliseconds(0));
+        CHECK(loop.connections_.empty() == leaves);
+        CHECK(loop.sparePayloads_.take(900'000) == nullptr);
+        CHECK(loop.body_ == nullptr);
+        if (!leaves) ::close(ends[1]);
+    }
 }
 
 TEST_CASE("what a terminal might obey is replaced, in UTF-8 and in what is none") {
