@@ -2453,6 +2453,7 @@ void WSLoop::raiseFileLimit() {
 void WSLoop::stop() noexcept { wake(wakePipe_[1], kByStop); }
 
 void WSLoop::stopOn(std::initializer_list<int> signals) {
+    oldHandlers_.reserve(oldHandlers_.size() + signals.size());  // no handler must get lost
     for (const int signal : signals) {
         if (signal < 1 || signal >= kSignals)
             throw std::invalid_argument("stopOn(): there is no signal " + std::to_string(signal));

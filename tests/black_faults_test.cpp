@@ -1273,6 +1273,26 @@ TEST_CASE("A limit of open files that can not be raised is warned of") {
     ::setrlimit(RLIMIT_NOFILE, &before);
 }
 
+TEST_CASE("stopOn() leaves no handler behind if there is no memory") {
+    for (std::size_t n = 1; n <= 2; ++n) {
+        Server server;
+        faults::reset(faults::nth(faults::kMemory, n, ENOMEM));
+        bool threw = false;
+        {
+            const Inside inside;
+            try {
+                server.stopOn({SIGUSR1, SIGUSR2});
+            } catch (const std::bad_alloc &) {
+                threw = true;
+            }
+        }
+        CHECK((threw || n > 1));
+        struct sigaction now {};
+        ::sigaction(SIGUSR1, nullptr, &now);
+        CHECK((now.sa_handler == SIG_DFL) == threw);
+    }
+}
+
 TEST_CASE("stopOn() throws if the system does not let it, and may be called again") {
     faults::reset(faults::nth(faults::kSigaction, 1, EINVAL));
     Stage stage;
