@@ -630,6 +630,7 @@ struct WSLoop {
     Milliseconds now_ = 0;  // read when poll() has returned, at the turn's end, and if all is quiet
     Milliseconds nextClocks_ = 0;
     Milliseconds lastTick_ = 0;  // when tick() was due last
+    Milliseconds beat_ = 0;      // tickPeriod(), as it was then
     bool resting_ = false;       // the listeners, or some connections, until:
     Milliseconds restUntil_ = 0;
 
@@ -1119,9 +1120,10 @@ void WSLoop::heedStop() {
 }
 
 // On the beat: the next one is due a whole number of periods after the first, however late
-// this one is.
+// this one is. When tickSeconds was set, the beat begins anew.
 void WSLoop::tick() {
     const Milliseconds period = tickPeriod();
+    if (period != std::exchange(beat_, period)) lastTick_ = now_;
     if (period <= 0 || now_ - lastTick_ < period) return;
     lastTick_ = now_ - (now_ - lastTick_) % period;
     callHook(nullptr, "tick", [&] { server_.tick(); });
@@ -2354,6 +2356,7 @@ void WSLoop::listen() {
     openListeners();
     raiseFileLimit();
     lastTick_ = now_ = std::max(now_, monotonicNow());
+    beat_ = tickPeriod();
     log(WSLevel::debug, [&] { return "listening at " + placeOf(config_, port_); });
 }
 

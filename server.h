@@ -248,9 +248,9 @@ class WSBaseServer {
     // A user is gone, whose preDisconnect() ran just before.
     virtual void postDisconnect() {}
 
-    // Comes every tickSeconds, the first time so long after listen(), during a shutdown,
-    // too. If it comes late, because a hook took long, the next one does not; what was missed
-    // altogether is not made up for.
+    // Comes every tickSeconds, the first time so long after listen(), or after that was set
+    // anew; during a shutdown, too. If it comes late, because a hook took long, the next one
+    // does not; what was missed altogether is not made up for.
     virtual void tick() {}
 
     // A GET that does not ask for a WebSocket. Fill in `response` and it is sent, then

@@ -79,6 +79,24 @@ TEST_CASE("tickSeconds may be changed at any time") {
     CHECK(server.ticks == before);
 }
 
+TEST_CASE("When tickSeconds is set, the next tick comes that long after") {
+    for (const double before : {0.0, 1000.0}) {
+        Ticking server(before);
+        takeTurnsFor(server, 400ms);
+        auto set = Clock::now();
+        server.config().tickSeconds = 0.3;  // between two turns
+        while (server.ticks < 1) server.turn(10s);
+        CHECK(Clock::now() - set > 295ms);
+        server.config().tickSeconds = before;
+        server.turn(400ms);
+        server.post([&] { set = Clock::now(), server.config().tickSeconds = 0.2; });
+        server.ticks = 0;
+        while (server.ticks < 1) server.turn(10s);
+        CHECK(Clock::now() - set > 195ms);
+        CHECK(Clock::now() - set < 2s);
+    }
+}
+
 TEST_CASE("What tick() sends goes out in the same turn") {
     Ticking server(0.01);
     Peer peer(server);
