@@ -153,8 +153,8 @@ struct WSBaseConfig {
     // what the server does by itself: a game's next step, a look at a database.
     double tickSeconds = 0;
 
-    // How long the listeners rest when the system has no descriptor left, and a connection
-    // for which it has no memory. Less recovers sooner, and costs more while it lasts.
+    // How long the listeners rest when the system has no descriptor left, and a connection for
+    // which it has no memory; from 0.001 on. Less recovers sooner, and costs more while it lasts.
     double restSeconds = 0.1;
 
     // --- tuning: measure before you change these ------------------------------

@@ -2107,6 +2107,7 @@ void checkConfig(const WSBaseConfig &config) {
     require(config.tickSeconds == 0 || config.tickSeconds >= 0.001, "tickSeconds",
             config.tickSeconds, "set at least 0.001, or 0 for no ticks");
     checkSeconds("restSeconds", config.restSeconds, false);
+    require(config.restSeconds >= 0.001, "restSeconds", config.restSeconds, "set at least 0.001");
     checkSeconds("busySeconds", config.busySeconds, true);
     checkSeconds("rotationSeconds", config.rotationSeconds, false);
     checkSeconds("lookSeconds", config.lookSeconds, true);

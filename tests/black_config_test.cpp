@@ -97,6 +97,7 @@ TEST_CASE("A bad field is refused with its name, its value and what to do") {
         {"tickSeconds", "nan", [](Config &c) { c.tickSeconds = kNaN; }},
         {"tickSeconds", "0.0005", [](Config &c) { c.tickSeconds = 0.0005; }},
         {"restSeconds", "0", [](Config &c) { c.restSeconds = 0; }},
+        {"restSeconds", "0.0005", [](Config &c) { c.restSeconds = 0.0005; }},
     };
     for (const char *protocol : {"", "a b", "a,b", "chat/2", "\xC3\xA4", "a\r\nb"})
         rows.push_back({"protocols", '"' + std::string(protocol) + '"', [=](Config &c) {
