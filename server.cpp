@@ -1381,7 +1381,6 @@ bool WSLoop::tooMany(WSConnection &c) const {
 // Hands a message to the user's hooks. The message's body and payload are used again for the
 // next one, unless somebody kept a copy, or it waits to be sent.
 void WSLoop::receivedMessage(WSConnection &c, const MessageReader::Found &found) {
-    ++counters_.sums.messagesReceived;
     if (!body_ || body_.use_count() > 1) body_ = std::make_shared<WSMessage::Body>();
     if (found.assembled || !isReusable(body_->payload, found.payload.size())) {
         sparePayloads_.giveBack(std::move(body_->payload));
@@ -1398,6 +1397,7 @@ void WSLoop::receivedMessage(WSConnection &c, const MessageReader::Found &found)
     WSMessage msg(std::move(body_));
     callHook(&c, "process", [&] {
         c.user->messageReceived();
+        ++counters_.sums.messagesReceived;
         server_.callProcess(*c.user, msg);
     });
     body_ = std::move(msg.body_);
@@ -2024,7 +2024,7 @@ void WSLoop::answer(WSConnection &c, const WSResponse &response) {
         outbox.append(std::make_shared<std::string>(
             encodeResponse(response, std::time(nullptr), c.arrival->wantsBody)));
     });
-    ++counters_.answers[static_cast<std::size_t>(response.status)];
+    counters_.answers[static_cast<std::size_t>(response.status)] += c.state != State::dead;
     end(c, 0, {}, State::flushing);
 }
 

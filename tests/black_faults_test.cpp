@@ -1293,6 +1293,26 @@ TEST_CASE("stopOn() leaves no handler behind if there is no memory") {
     }
 }
 
+TEST_CASE("What could not be answered for lack of memory is not counted") {
+    int answered = 0;
+    for (std::size_t n = 1; n <= 30; ++n) {
+        CAPTURE(n);
+        Server server;
+        Client client(server);
+        pump(server, "the connection", [&] { return server.stats().pending == 1; });
+        client.send("garbage\r\n\r\n");
+        faults::reset(faults::nth(faults::kMemory, n, ENOMEM));
+        for (int i = 0; i < 3; ++i) turnInside(server);
+        faults::reset();
+        client.finish();
+        client.wait("the end", [&] { return !client.end.empty(); });
+        CHECK(server.stats().answers[400] == has(client.input, " 400 "));
+        answered += has(client.input, " 400 ");
+    }
+    CHECK(answered > 0);
+    CHECK(answered < 30);
+}
+
 TEST_CASE("stopOn() throws if the system does not let it, and may be called again") {
     faults::reset(faults::nth(faults::kSigaction, 1, EINVAL));
     Stage stage;

@@ -412,6 +412,22 @@ TEST_CASE("stats() counts users, messages and bytes, each way") {
     CHECK(stats.queuedBytes == 0);
 }
 
+TEST_CASE("stats() counts the messages that process() got, and no others") {
+    struct Picky : User {
+        void messageReceived() override { throw std::runtime_error("not that one"); }
+    };
+    class Host : public WebSocketServer<Picky, Config> {
+        void process(Picky &, WSMessage &) override { FAIL("it did not get so far"); }
+        void console(WSLevel, std::string_view) override {}
+    };
+    Host server;
+    server.listen();
+    Peer peer(server);
+    peer.send(frame(kText, "hello"));
+    CHECK(peer.hear() == "close 1011");
+    CHECK(server.stats().messagesReceived == 0);
+}
+
 TEST_CASE("stats() tells how much waits for all, and what was not queued is not counted") {
     Server server([](Config &config) { config.maxQueuedBytes = 20'000'000; });
     Peer slow(server, "/", "", 4096);
