@@ -2350,7 +2350,7 @@ WSLoop::~WSLoop() {
 }
 
 void WSLoop::listen() {
-    if (listeners_ > 0) return;
+    if (listeners_ > 0 || shuttingDown_) return;
     checkConfig(config_);
     origins_ = checkOrigins(config_.uniqueOrigin);
     proxies_ = checkProxies(config_.trustedProxies);

@@ -140,7 +140,8 @@ class WSBaseServer {
 
     // Checks the configuration, opens the listening sockets. Throws
     // std::invalid_argument for a field that makes no sense, std::runtime_error
-    // that names the place and the reason when it cannot listen there.
+    // that names the place and the reason when it cannot listen there. Does nothing if
+    // it listens already, or while it shuts down (from postShutdown() on it may).
     void listen();
 
     // The TCP port that is listened on, also where the configuration says 0.

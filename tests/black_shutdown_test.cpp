@@ -80,6 +80,21 @@ TEST_CASE("run() may be called again, and listens again") {
     CHECK(std::count(server.hooks.begin(), server.hooks.end(), "postShutdown") == 3);
 }
 
+TEST_CASE("During a shutdown listen() does nothing, after it it listens again") {
+    Server server;
+    Peer peer(server);
+    server.onPreDisconnect = [&](User &) { server.listen(); };
+    server.shutdown();
+    CHECK(peer.hear() == "close 1001");
+    server.listen();
+    CHECK(server.port() == 0);
+    peer.close();
+    server.onPostShutdown = [&] { server.listen(); };
+    server.takeLastTurns();
+    CHECK(server.port() > 0);
+    const Peer next(server);
+}
+
 TEST_CASE("A stop that comes before run() is not lost") {
     Server server;
     server.stop();
