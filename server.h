@@ -43,8 +43,10 @@
 // ----------------------------------------------------------------------------
 // A message: text, binary, or text that is JSON.
 //
-// It is a value, cheap to copy (copies share what they hold), and is changed by
-// assigning another one:
+// It is a value, cheap to copy, and is changed by assigning another one. Copies share
+// what they hold: the JSON that is parsed when first asked for, and memory that is used
+// again for the next message. So all copies belong to one thread; give another one
+// payload(), not the message.
 //
 //     Json::Value json = msg.json();
 //     json["from"] = user.nick;
@@ -172,23 +174,24 @@ class WSBaseServer {
     // Any thread may post; what one posts is called once, in its order. What a hook or a posted
     // function posts is called in the next turn. One that throws is logged. While nobody runs
     // the loop they wait; those that wait at a shutdown's end are called before postShutdown(),
-    // and those that wait for ever are destroyed with the server. Throws
-    // std::invalid_argument if there is no function.
+    // and those that wait for ever are destroyed with the server: what they hold must not use
+    // it then. Throws std::invalid_argument if there is no function.
     void post(std::function<void()> function);
 
     // --- other descriptors in this loop --------------------------------------
 
-    // Has `function` called, between turn and turn, whenever poll() finds `events` (POLLIN,
+    // Has `function` called, as hooks are, in each turn in which poll() finds `events` (POLLIN,
     // POLLOUT, or both) at this descriptor, with what it found; POLLERR and POLLHUP come
     // unasked. It comes again in each turn while that is so: read, or unwatch. To watch a
     // descriptor anew changes events and function. One that throws is logged, and its
     // descriptor unwatched; so is one that is closed. Unwatch before you close: the number may
     // be somebody else's soon. Throws std::invalid_argument for a negative descriptor, or no
-    // function. Watching goes on during a shutdown, and in the next run().
+    // function. Watching goes on during a shutdown, and in the next run(). What is watched to
+    // the end is destroyed with the server: what the function holds must not use it then.
     void watch(int fd, short events, std::function<void(short revents)> function);
 
-    // From now on the function is not called, be it in the middle of it; it is destroyed at
-    // the end of the turn. Does nothing if the descriptor is not watched.
+    // From now on the function is not called. Legal in the function itself, too: it is
+    // destroyed at the end of the turn. Does nothing if the descriptor is not watched.
     void unwatch(int fd);
 
     // --- sending -------------------------------------------------------------
