@@ -24,7 +24,7 @@
 //       bury(): preDisconnect, postDisconnect     [dead]  close()
 //
 //  1. What the parts are made of    the structures, and what the parts promise each other
-//  2. The loop                      run, turn, serve, readClocks, write, bury
+//  2. The loop                      run, turn, serve, readClocks, tick, write, bury, post, watch
 //  3. Reading                       readFrom, readFrames, received
 //  4. Sending                       sendToUser, sendToAllBut, queueMessage, flush
 //  5. Users                         disconnect, fail, lose, sayGoodbye, callHook
@@ -996,8 +996,8 @@ void WSLoop::serve(int ready) {
     }
 }
 
-// Whoever is ready moves to the front. What was there is swapped into its slot: somebody
-// who is behind the front, and before this slot, and so has been served already.
+// Whoever is ready moves to the front. Who is swapped into its slot stood right behind the
+// front, and so was looked at before: in this turn, or in an earlier one of this rotation.
 void WSLoop::serveSlot(std::size_t slot, int &ready) {
     const short revents = pollfds_[firstConnection_ + slot].revents;
     if (revents == 0) return;
@@ -2825,6 +2825,10 @@ double WSBaseUser::idleSeconds() const {
 // share. Small frames that follow each other are joined in one segment, so that the usual
 // queue is one piece for one send(). Segments that are sent are freed on the way; when all
 // are, the first keeps a little memory, for the queue is used again.
+//
+// Large payloads that are done with go to SparePayloads, and come back for the next large
+// messages: while some arrive one after the other, none has to ask the system for memory. They
+// are kept for a second at most, for who knows whether there will be another one.
 // ============================================================================
 
 namespace {
