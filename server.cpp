@@ -183,6 +183,12 @@ std::string clientAddress(const std::string &peer, const std::vector<Network> &t
 
 constexpr int kMaxJsonDepth = 1000;  // what a stack holds: jsoncpp calls itself for each level
 
+// Of messages that were not received. (A whole configuration is much to make for each.)
+int defaultMaxJsonDepth() {
+    static const int depth = WSBaseConfig().maxJsonDepth;
+    return depth;
+}
+
 // --- frames and messages (sections 11 to 13) ---
 
 // Close codes of our own (RFC 6455 7.4.1).
@@ -241,8 +247,9 @@ class Utf8Check {
     bool feed(std::string_view piece);                    // false: it is invalid, do not go on
     bool complete() const { return state_ == kBetween; }  // not in the middle of a character
 
+    static constexpr std::uint8_t kBetween = 6;  // the state between characters: see section 14
+
   private:
-    static constexpr std::uint8_t kBetween = 6;  // see section 14
     std::uint8_t state_ = kBetween;
 };
 
@@ -434,7 +441,7 @@ struct WSConnection {
 struct WSMessage::Body {
     bool binary = false;
     Payload payload = std::make_shared<std::string>();
-    int maxJsonDepth = WSBaseConfig().maxJsonDepth;
+    int maxJsonDepth = defaultMaxJsonDepth();
     int maxJsonValues = std::numeric_limits<int>::max();  // of our own: as many as there are
     bool parsed = false;                                  // json is known: null if it is none
     std::unique_ptr<Json::Value> json;
@@ -3776,7 +3783,7 @@ namespace {
 
 enum Utf8State : std::uint8_t {
     kInvalid = 0,  // and stays so
-    kBetweenCharacters = 6,
+    kBetweenCharacters = Utf8Check::kBetween,
     kOneMore = 12,
     kTwoMore = 18,
     kThreeMore = 24,
