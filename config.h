@@ -1,15 +1,14 @@
 // SPDX-License-Identifier: MIT
 // Extendible WebSocket Server
 
-// What a server can be told. Derive from WSBaseConfig, set fields in the
-// constructor, add fields of your own; or fill one at run time and hand it to
-// the server's constructor. Each field says its default, its unit and when to
-// change it. listen() checks them all and throws std::invalid_argument with a
-// sentence that names the field, its value and what to do.
+// What a server can be told. Derive from WSBaseConfig, set fields in the constructor, add
+// fields of your own; or fill one at run time and hand it to the server's constructor. Each
+// field says its default, its unit and when to change it. listen() checks them all and throws
+// std::invalid_argument with a sentence that names the field, its value and what to do.
 //
-// Where to listen, uniqueOrigin and trustedProxies are read once, by listen(). All others are read
-// each time they matter, so the program may change them while the server runs (in
-// a hook: there is only one thread). They are not checked again then.
+// Where to listen, uniqueOrigin and trustedProxies are read once, by listen(). All others are
+// read each time they matter, so the program may change them while the server runs (in a hook:
+// there is only one thread). They are not checked again then.
 
 #ifndef WS_CONFIG_H
 #define WS_CONFIG_H
@@ -23,13 +22,12 @@ struct WSBaseConfig {
 
     // --- where to listen, and who may come ---------------------------------
 
-    // A host name or a numeric address; the server listens on every address it
-    // resolves to, IPv4 and IPv6. The default reaches this machine only. Empty
-    // means every interface: then anybody who reaches the port can connect.
-    // "unix:/run/chat/socket" is a Unix socket with that path, for a proxy on the same machine.
-    // What a server that died has left there is replaced; what a living one has, or is no
-    // socket, is not. (Another program that has bound its socket, but does not listen yet,
-    // looks like a dead one.)
+    // A host name or a numeric address; the server listens on every address it resolves to,
+    // IPv4 and IPv6. The default reaches this machine only. Empty means every interface: then
+    // anybody who reaches the port can connect. "unix:/run/chat/socket" is a Unix socket with
+    // that path, for a proxy on the same machine. What a server that died has left there is
+    // replaced; what a living one has, or is no socket, is not. (Another program that has
+    // bound its socket, but does not listen yet, looks like a dead one.)
     std::string address = "localhost";
 
     // Who may connect to a Unix socket, as chmod() takes it: who may write to it. 0 to 0777.
@@ -74,10 +72,9 @@ struct WSBaseConfig {
     // that writes the one may pass on the other, as its client made it up.
     std::string proxyHeader = "X-Forwarded-For";
 
-    // The subprotocols this server speaks, best first (RFC 6455 1.9). The first
-    // that the client offers too is agreed on, unless preConnect() chooses
-    // otherwise (acceptProtocol()); user.protocol() tells it. Each
-    // is a token as RFC 9110 5.6.2 has it.
+    // The subprotocols this server speaks, best first (RFC 6455 1.9). The first that the
+    // client offers too is agreed on, unless preConnect() chooses otherwise
+    // (acceptProtocol()); user.protocol() tells it. Each is a token as RFC 9110 5.6.2 has it.
     std::vector<std::string> protocols;
 
     // --- how much ----------------------------------------------------------
@@ -113,10 +110,9 @@ struct WSBaseConfig {
     // of empty fragments that never end: maxMessageBytes bounds all others.
     int maxFragments = 262144;
 
-    // Bytes that wait for a user who does not read them. A user whose queue
-    // would pass it is disconnected, because losing messages silently is worse.
-    // A single message always fits an empty queue, whatever its size. It should hold some of
-    // your largest messages.
+    // Bytes that wait for a user who does not read them. A user whose queue would pass it is
+    // disconnected, because losing messages silently is worse. A single message always fits an
+    // empty queue, whatever its size. It should hold some of your largest messages.
     std::size_t maxQueuedBytes = 4 * 1024 * 1024;
 
     // While more than this waits for a user, nothing is read from that user, so who
