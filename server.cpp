@@ -409,7 +409,8 @@ struct WSConnection {
     };
 
     int fd = -1;
-    int rateCount = 0;  // maxMessagesPerSecond: how many in this second
+    int rateCount = 0;            // maxMessagesPerSecond: how many in this second
+    std::uint16_t closeCode = 0;  // of the user; its reason may be long, and is there
     State state = State::handshaking;
     bool touched = false;       // is in touched_: write() will look at it
     bool marked = false;        // is in marked_: bury() will look at it
@@ -1687,7 +1688,7 @@ void WSLoop::end(WSConnection &c, int code, std::string reason, State next) {
     if (!inTurn_) now_ = monotonicNow();
     if (c.state == State::open) {
         c.user->closeReason_ = std::move(reason);
-        c.user->closeCode_ = code;
+        c.closeCode = static_cast<std::uint16_t>(code);
         --userCount_;
         ++counters_.disconnects[Counters::placeOf(code)];
     }
@@ -1705,8 +1706,7 @@ void WSLoop::end(WSConnection &c, int code, std::string reason, State next) {
 void WSLoop::sayGoodbye(WSConnection &c) {
     if (!c.user || c.state <= State::open) return;
     log(WSLevel::debug, [&] {
-        return nameOf(c) + " left: " + std::to_string(c.user->closeCode_) + ' ' +
-               c.user->closeReason_;
+        return nameOf(c) + " left: " + std::to_string(c.closeCode) + ' ' + c.user->closeReason_;
     });
     callHook(&c, "preDisconnect", [&] { server_.callPreDisconnect(*c.user, c.fd); });
     callHook(&c, "postDisconnect", [&] { server_.postDisconnect(); });
@@ -2000,7 +2000,6 @@ void WSLoop::introduce(WSConnection &c, const std::string &protocol) {
     WSBaseUser &user = *c.user;
     user.connection_ = &c;
     user.id_ = ++lastId_;
-    user.socket_ = c.fd;
     user.clock_ = &now_;
     user.lastMessage_ = now_;
     c.arrival->head.shrink_to_fit();  // it stays as long as the user
@@ -2816,6 +2815,10 @@ const std::string &WSBaseUser::protocol() const {
 }
 
 bool WSBaseUser::isIdle() const { return maxIdle > 0 && idleSeconds() > maxIdle; }
+
+int WSBaseUser::socket() const { return connection_ == nullptr ? -1 : connection_->fd; }
+
+int WSBaseUser::closeCode() const { return connection_ == nullptr ? 0 : connection_->closeCode; }
 
 std::size_t WSBaseUser::backlog() const {
     return connection_ == nullptr ? 0 : connection_->queued();

@@ -98,7 +98,7 @@ class WSBaseUser {
 
     // The socket's descriptor. It is there for setsockopt() and the like: who
     // reads, writes or closes it breaks the connection.
-    int socket() const { return socket_; }
+    int socket() const;
 
     // Bytes that were sent to this user, with the headers of their frames, and that the
     // kernel has not taken yet. Look at it before you send what a slow user can do without;
@@ -117,15 +117,13 @@ class WSBaseUser {
     // Why it ends, for preDisconnect: the close code (RFC 6455 7.4) and its
     // reason, whoever gave them. 1005: the peer closed without a code; 1006: the
     // connection was lost without a closing handshake. 0 while it has not ended.
-    int closeCode() const { return closeCode_; }
+    int closeCode() const;
     const std::string &closeReason() const { return closeReason_; }
 
   private:
     friend struct WSLoop;
 
     std::uint64_t id_ = 0;
-    int socket_ = -1;
-    int closeCode_ = 0;
     WSConnection *connection_ = nullptr;   // the socket's side of it
     const std::int64_t *clock_ = nullptr;  // the server's clock, in milliseconds
     std::int64_t lastMessage_ = 0;         // by that clock
