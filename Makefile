@@ -42,7 +42,8 @@ black_tests := $(patsubst tests/%.cpp,$(tested)/%,$(wildcard tests/black_*_test.
 ifeq ($(shell uname),Darwin)  # Apple's linker has no --wrap
 black_tests := $(filter-out %/black_faults_test,$(black_tests))
 endif
-tests := $(white_tests) $(black_tests)
+slowest := $(filter %_faults_test %_users_test,$(black_tests))  # begin first
+tests := $(slowest) $(white_tests) $(filter-out $(slowest),$(black_tests))
 decoder := $(tested)/decoder
 
 # For lint: all that is compiled, and the part that clang-tidy and cppcheck read. The servers
