@@ -115,11 +115,11 @@ void checkHandshake(const RequestHead &head) {
     check(protocol.empty() || protocol == "chat.v2" || protocol == "chat.v1",
           "a subprotocol is one of ours");
     if (request.status != 0) return;
-    check(head.method == "GET" && head.path.substr(0, 1) == "/" && count(head, "Host") == 1 &&
-              count(head, "Transfer-Encoding") == 0,
-          "a request that is in order is a GET of a path, with a Host and no body");
+    check((head.method == "GET" || head.method == "HEAD") && head.path.substr(0, 1) == "/" &&
+              count(head, "Host") == 1 && count(head, "Transfer-Encoding") == 0,
+          "a request that is in order is for a path, with a Host and no body");
     if (upgrade.status != 0) return;
-    check(asksForWebSocket(head), "who is upgraded has asked for it");
+    check(head.method == "GET" && asksForWebSocket(head), "who is upgraded has asked for it");
     const std::string key = fieldValue(head, "Sec-WebSocket-Key");
     check(count(head, "Sec-WebSocket-Key") == 1 && key.size() == 24 && key.substr(22) == "==" &&
               isClean(key) && fieldValue(head, "Sec-WebSocket-Version") == "13" &&

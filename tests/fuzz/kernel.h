@@ -221,6 +221,7 @@ inline void Kernel::arrive(Socket &peer, std::string_view bytes) {
 // its end, and nobody else does anything.
 inline void Kernel::end(int found, int timeout) {
     constexpr std::int64_t kSomeTime = 1500;
+    constexpr int kManyTurns = 20'000;  // kMostInput of the smallest frames, read bit by bit
     if (!over_) {
         over_ = true;
         errors_ = {};
@@ -233,7 +234,7 @@ inline void Kernel::end(int found, int timeout) {
         calm();
         stop();
     }
-    check(++turnsSince_ < 5000, "the loop waits when there is nothing to do");
+    check(++turnsSince_ < kManyTurns, "the loop waits when there is nothing to do");
     check(!stopped_ || now_ - stoppedSince_ <= shutdownMilliseconds, "a shutdown ends in time");
 }
 
