@@ -339,8 +339,9 @@ async function survive(t, label, name, way) {
     await once(program, 'pong');
     program.terminate();
   } else {
-    // Caddy closes both sides at once, and not always cleanly: mostly it is 1001.
-    assert.ok([1001, 1002, 1006].includes((await program.closed)[0]));
+    // Caddy 2.6 sends a Close both ways, but that to the server is not masked. So the server
+    // fails the connection, as RFC 6455 5.1 wants, and its 1002 may come before Caddy's 1001.
+    assert.ok([1001, 1002].includes((await program.closed)[0]));
   }
   await say(ann, 'after the reload');
   await shown(bob, 'after the reload');
