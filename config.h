@@ -188,6 +188,10 @@ struct WSBaseConfig {
     // shared by all their receivers; smaller ones are copied and joined.
     std::size_t shareBytes = 4 * 1024;
 
+    // Memory of large messages that are done with, kept for the next ones; for a second at
+    // most. Less costs time if many such messages come: the system clears what it gives.
+    std::size_t spareBytes = 16 * 1024 * 1024;
+
     // --- talk ----------------------------------------------------------------
 
     // Whether console() prints what happens (who comes, who goes, what was

@@ -268,12 +268,15 @@ bool isReusable(const Payload &payload, std::size_t size);
 // system for, which would have to clear it. It never throws.
 class SparePayloads {
   public:
+    explicit SparePayloads(const std::size_t &mostBytes) : mostBytes_(mostBytes) {}
+
     // One with room for `size` bytes, if there is any, with whatever is in it; else null.
     Payload take(std::size_t size);
     void giveBack(Payload payload);  // frees it if it is of no use here
     void clear();
 
   private:
+    const std::size_t &mostBytes_;  // which may change
     std::array<Payload, 64> spares_;
     std::size_t count_ = 0;
     std::size_t bytes_ = 0;
@@ -648,7 +651,7 @@ struct WSLoop {
     std::shared_ptr<WSMessage::Body> body_;  // of the last message, used again if nobody keeps it
     std::vector<std::unique_ptr<MessageReader>> spareReaders_;
     std::vector<std::unique_ptr<Outbox>> spareOutboxes_;
-    SparePayloads sparePayloads_;
+    SparePayloads sparePayloads_{config_.spareBytes};
 
     bool frontWasQuiet_ = false;  // nobody was ready when poll() last looked
     bool inTurn_ = false;
@@ -2843,8 +2846,6 @@ double WSBaseUser::idleSeconds() const {
 
 namespace {
 
-constexpr std::size_t kSpareBytes = 16 * 1024 * 1024;  // in spare payloads at most, for a second
-
 // Whether a payload's string can be that of the next one: nobody else has it, and it is not
 // much too large. A queue counts the bytes in a string, not its room.
 bool isReusable(const Payload &payload, std::size_t size) {
@@ -2863,7 +2864,7 @@ Payload SparePayloads::take(std::size_t size) {
 
 void SparePayloads::giveBack(Payload payload) {
     if (payload.use_count() != 1 || payload->capacity() <= kKeptBytes) return;
-    if (count_ == spares_.size() || bytes_ + payload->capacity() > kSpareBytes) return;
+    if (count_ == spares_.size() || bytes_ + payload->capacity() > mostBytes_) return;
     bytes_ += payload->capacity();
     spares_[count_++] = std::move(payload);
 }

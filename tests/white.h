@@ -28,6 +28,8 @@
 
 #include "../server.cpp"
 
+const std::size_t kSpareBytes = WSBaseConfig().spareBytes;
+
 // Bytes on the heap, in a buffer of exactly their size: one byte further is a report of
 // the address sanitizer.
 class Exact {

@@ -521,7 +521,7 @@ TEST_CASE("a message is received into a spare payload, if there is one for it") 
     const std::string payload(100000, 'b'), old(120000, 'o');
     for (const std::size_t first : {1U, 20000U, 99999U}) {
         CAPTURE(first);
-        SparePayloads spares;
+        SparePayloads spares(kSpareBytes);
         spares.giveBack(std::make_shared<std::string>(old));
         const MessageReader::Limits limits{1 << 20, 16, &spares};
         const Exact wire(binary(payload));

@@ -10,7 +10,7 @@ namespace {
 
 using Pieces = std::array<iovec, kMaxPieces>;
 
-SparePayloads spares;
+SparePayloads spares(kSpareBytes);
 Payload shared(std::string bytes) { return std::make_shared<std::string>(std::move(bytes)); }
 
 std::size_t pieceCount(const Outbox &outbox) {
@@ -158,7 +158,7 @@ TEST_CASE("the last payload is let go, too, when all is sent") {
 }
 
 TEST_CASE("what is sent and belongs to nobody else is spared for the next message") {
-    SparePayloads none;
+    SparePayloads none(kSpareBytes);
     Outbox outbox;
     const std::string large(100'000, 'x');
     const Payload kept = shared(large);
@@ -196,7 +196,7 @@ TEST_CASE("which payloads are spared, and for what") {
     };
     for (const Row &row : rows) {
         INFO(row.label);
-        SparePayloads some;
+        SparePayloads some(kSpareBytes);
         Payload payload = std::make_shared<std::string>();
         payload->reserve(row.spared);
         some.giveBack(std::move(payload));
@@ -204,6 +204,18 @@ TEST_CASE("which payloads are spared, and for what") {
         some.clear();
         CHECK(some.take(row.wanted) == nullptr);
     }
+}
+
+TEST_CASE("how many bytes are spared may change") {
+    std::size_t most = 0;
+    SparePayloads some(most);
+    some.giveBack(shared(std::string(5000, 'x')));
+    CHECK(some.take(5000) == nullptr);
+    most = 5000;
+    some.giveBack(shared(std::string(5000, 'x')));
+    some.giveBack(shared(std::string(5000, 'x')));
+    CHECK(some.take(5000) != nullptr);
+    CHECK(some.take(5000) == nullptr);
 }
 
 TEST_CASE("spare payloads are few, of few bytes, and nobody else's") {
@@ -217,7 +229,7 @@ TEST_CASE("spare payloads are few, of few bytes, and nobody else's") {
         while (some.take(size) != nullptr) ++count;
         return count;
     };
-    SparePayloads some;
+    SparePayloads some(kSpareBytes);
     some.giveBack(nullptr);
     for (int i = 0; i < 100; ++i) some.giveBack(large(5000));
     CHECK(countAll(some, 5000) == 64);
