@@ -1001,10 +1001,7 @@ void WSLoop::serve(int ready) {
     unread_.erase(unread_.begin(), unread_.begin() + static_cast<std::ptrdiff_t>(left));
     for (std::size_t i = 0; i < front && ready > 0; ++i) serveSlot(i, ready);
     for (std::size_t i = slice_; i < looked_ && ready > 0; ++i) serveSlot(i, ready);
-    for (std::size_t i = before; i < connections_.size(); ++i) {
-        if (looked_ == i) ++looked_;  // newcomers do not prolong a rotation
-        moveToFront(*connections_[i]);
-    }
+    for (std::size_t i = before; i < connections_.size(); ++i) moveToFront(*connections_[i]);
 }
 
 // Whoever is ready moves to the front. Who is swapped into its slot stood right behind the
