@@ -1,0 +1,233 @@
+# SPDX-License-Identifier: MIT
+# Extendible WebSocket Server
+#
+# All checks beyond `make test`, for the Makefile, which includes this file and defines what it
+# uses: `compile`, `link`, their flags, and `rules`. Each check installs what it needs.
+
+# --- lint -------------------------------------------------------------------------------
+
+# Both compilers read all sources, clang-tidy and cppcheck all but the tests. The servers to
+# compare with (`foreign`) need libraries that only `make bench` installs.
+foreign := $(addprefix tests/bench/,websocketpp.cpp beast.cpp libwebsockets.cpp)
+sources := $(filter-out $(foreign),server.cpp $(wildcard examples/*.cpp tests/*.cpp tests/*/*.cpp))
+checked := $(filter-out tests/%,$(sources))
+compiled := $(addprefix compiled/,$(sources))
+tidied := $(addprefix tidied/,$(checked))
+# The README shows examples/readme.cpp, which therefore has the README's width.
+formatted := $(headers) $(wildcard examples/*.h tests/*.h tests/*/*.h) $(foreign) \
+    $(filter-out examples/readme.cpp,$(sources))
+strict = $(warnings) -Werror -std=c++17 -I. $(json_cflags) $(brew_cflags) $(auth_cflags) \
+    -DEXAMPLES_DIR='""'
+
+lint: format-check cppcheck $(compiled) $(tidied)  ## Format, warnings, cppcheck, clang-tidy
+
+$(compiled): compiled/%: | deps-lint
+	$(call say,g++ and clang++ $*)g++ $(strict) -fsyntax-only $* && \
+	    clang++ $(strict) -fsyntax-only $*
+
+# clang-tidy counts suppressed warnings on standard error, which matters only when it fails.
+$(tidied): tidied/%: | deps-lint
+	@mkdir -p .build/$(@D)
+	$(call say,clang-tidy $*)clang-tidy --quiet $* -- $(strict) 2>.build/$@.log || \
+	    { cat .build/$@.log; false; }
+
+cppcheck: | deps-lint
+	$(call say,cppcheck)cppcheck --quiet --error-exitcode=1 --std=c++17 --library=posix \
+	    --enable=warning,style,performance,portability --inline-suppr -I. $(checked)
+
+format-check: | deps-lint
+	$(call say,clang-format)clang-format --dry-run -Werror $(formatted)
+
+format: | deps-lint  ## Formats all sources in place
+	clang-format -i $(formatted)
+
+# --- the library as users get it --------------------------------------------------------
+
+# These two do word for word what the README promises, in a temporary folder.
+in_scratch = set -e; dir=$$(mktemp -d); trap 'rm -rf "$$dir"' EXIT
+dropin-check:  ## Compiles the README's example with nothing but the four files
+	@$(in_scratch); cp server.cpp $(headers) "$$dir"; cp examples/readme.cpp "$$dir/mine.cpp"; \
+	cd "$$dir"; for cxx in g++ clang++; do \
+	    if ! command -v $$cxx >/dev/null; then continue; fi; \
+	    echo "  $$cxx -std=c++17 mine.cpp server.cpp -ljsoncpp"; \
+	    $$cxx -std=c++17 mine.cpp server.cpp -ljsoncpp; \
+	done
+
+install-check: $(library) | deps-install  ## Installs, uses and uninstalls the library
+	@$(in_scratch); cp examples/readme.cpp "$$dir/mine.cpp"; \
+	$(MAKE) --no-print-directory install DESTDIR= PREFIX="$$dir/prefix"; \
+	export PKG_CONFIG_PATH="$$dir/prefix/lib/pkgconfig:$$PKG_CONFIG_PATH"; \
+	(cd "$$dir" && $(CXX) -std=c++17 mine.cpp $$($(PKG_CONFIG) --cflags --libs $(name)) -o mine); \
+	$(MAKE) --no-print-directory uninstall DESTDIR= PREFIX="$$dir/prefix"; \
+	left=$$(find "$$dir/prefix" ! -type d -o -name '*$(name)*'); \
+	if [ -n "$$left" ]; then echo "left behind: $$left"; exit 1; fi
+
+# --- the tests with other tools ---------------------------------------------------------
+
+# Left out are tests that start other programs or no server at all, and two that would take
+# minutes.
+valgrind_flags := -O1 -g -DUNDER_VALGRIND
+valgrind_tests := $(patsubst .build/test/%,.build/valgrind/%,$(filter-out %/black_examples_test \
+    %/black_readme_test %/black_faults_test %/black_trouble_test,$(tests)))
+# Some tests have an operator new of their own, which valgrind must not replace.
+memcheck := valgrind --quiet --error-exitcode=99 --leak-check=full \
+    --show-leak-kinds=definite,possible --errors-for-leak-kinds=definite,possible \
+    --soname-synonyms=somalloc=nouserintercepts --log-file=%q{BASE}.sanitizer.%p
+valgrind: | deps-valgrind  ## Runs the tests under valgrind
+	@rm -f .build/valgrind/unbuilt
+	@$(MAKE) $(all_cores) $(valgrind_tests) || touch .build/valgrind/unbuilt
+	@RUN_WITH='$(memcheck)' .ci/test .build/valgrind $(valgrind_tests)
+
+tsan_flags := -O1 -g -fsanitize=thread
+tsan_tests := .build/tsan/black_threads_test .build/tsan/black_shutdown_test
+tsan:  ## Runs the tests that have threads under the thread sanitizer
+	@rm -f .build/tsan/unbuilt
+	@$(MAKE) $(all_cores) $(tsan_tests) || touch .build/tsan/unbuilt
+	@.ci/test .build/tsan $(tsan_tests)
+
+# clang++ counts in server.cpp and nowhere else. server.cpp is compiled twice, once inside the
+# white-box tests; the names of the profiles keep the two apart.
+coverage_cxx := clang++
+coverage_flags := -O0 -g0
+coverage_ldflags := -fprofile-instr-generate
+.build/coverage/server.o .build/coverage/tests/white_tests.o: extra = \
+    -fprofile-instr-generate -fcoverage-mapping
+coverage_white := .build/coverage/white_tests
+coverage_black := $(black_tests:.build/test/%=.build/coverage/%)
+profile = LLVM_PROFILE_FILE='$(CURDIR)/.build/coverage/$(1).%m.profraw'
+coverage: | deps-coverage  ## Checks that the tests reach all of server.cpp
+	@rm -f .build/coverage/*.profraw
+	@$(MAKE) $(all_cores) $(coverage_white) $(coverage_black)
+	@$(call profile,white) .ci/test .build/coverage $(coverage_white)
+	@$(call profile,black) .ci/test .build/coverage $(coverage_black)
+	@tests/coverage/check .build/coverage white=$(coverage_white) \
+	    black=$(firstword $(coverage_black))
+
+# --- other peers ------------------------------------------------------------------------
+
+interop: examples examples/auth .build/test/examples/cluster .build/test/examples/chat.html
+interop: .build/interop-server | deps-interop  ## Lets browsers, other clients and proxies talk to it
+	@tests/interop/run
+
+# DIFFERENTIAL='--seed TEXT --cases NUMBER' selects other frames.
+python = $(shell for p in python3 /usr/bin/python3; do \
+    $$p -c 'import websockets' 2>/dev/null && echo $$p && break; done)
+differential: .build/test/decoder | deps-differential  ## Compares it with Python's decoder
+	@$(or $(python),python3) -B tests/differential/differential.py .build/test/decoder \
+	    $(DIFFERENTIAL)
+
+# ATTACK adds options, which .build/attack --help lists.
+attack: .build/attack  ## Attacks the echo server at PORT while a well-behaved client watches
+	@.build/attack --port=$(or $(PORT),12345) $(ATTACK)
+
+# The deadlines are those of tests/attack/server.cpp; the slack is for the sanitizers.
+attack-check: .build/attack .build/test/attack-server  ## Attacks a sanitized server of its own
+	@tests/attack/run .build/test/attack-server .build/attack --handshake-seconds=2 \
+	    --close-seconds=1 --ping-seconds=2 --connection-kib=64 --slack-kib=32768 $(ATTACK)
+
+soak: .build/soak .build/soak-server  ## Runs clients of all habits for SOAK_SECONDS (300)
+	@.build/soak --server .build/soak-server --seconds $(or $(SOAK_SECONDS),300)
+
+# libFuzzer comes with clang, but not with Apple's. The targets include server.cpp; `server`
+# runs all of it on an imitation of the kernel, which answers these system calls.
+FUZZ_SECONDS ?= 60
+fuzz_cxx := clang++
+fuzz_flags := -Werror -O1 -g1 -fno-omit-frame-pointer -fsanitize=fuzzer,address,undefined \
+    -fno-sanitize-recover=all
+fuzz_wrap := poll clock_gettime read write close fcntl getaddrinfo freeaddrinfo socket bind \
+    listen setsockopt getsockname accept4 pipe2 shutdown recv recvmsg send sendmsg
+fuzz_targets := $(addprefix .build/fuzz/,head frames server)
+.build/fuzz/server: wraps = $(fuzz_wrap:%=-Wl,--wrap=%)
+$(fuzz_targets:.build/fuzz/%=.build/fuzz/tests/fuzz/%.o): | deps-fuzz
+$(fuzz_targets): .build/fuzz/%: .build/fuzz/tests/fuzz/%.o
+	$(link)
+
+fuzz: $(fuzz_targets)  ## Replays the fuzzing corpus, then fuzzes for FUZZ_SECONDS (60)
+	@tests/fuzz/run .build/fuzz $(FUZZ_SECONDS)
+
+fuzz-replay: $(fuzz_targets)  ## Replays the fuzzing corpus
+	@tests/fuzz/run .build/fuzz 0
+
+# --- measuring --------------------------------------------------------------------------
+
+# BENCH_ROUNDS, BENCH_SECONDS (of one measurement), BENCH_ROWS='1x1 churn' and
+# BENCH_SERVERS='ours ws' select what to measure; tests/bench/run lists the names. The results
+# go to .build/bench, the README's chart goes to .github.
+BENCH_ROUNDS ?= 3
+BENCH_SECONDS ?= 1
+benched := .build/bench/ours .build/bench/client $(foreign:tests/%.cpp=.build/%)
+libwebsockets_libs = $(or $(shell $(PKG_CONFIG) --libs libwebsockets 2>/dev/null),-lwebsockets)
+$(foreign:%.cpp=.build/plain/%.o): | deps-bench
+.build/bench/ours: .build/plain/server.o
+$(benched): .build/bench/%: .build/plain/tests/bench/%.o
+	$(link)
+
+bench: $(benched) | deps-bench  ## Measures this server and four others
+	@tests/bench/run --programs=.build/bench --chart=.github/bench.svg --rounds=$(BENCH_ROUNDS) \
+	    --seconds=$(BENCH_SECONDS) --rows='$(BENCH_ROWS)' --servers='$(BENCH_SERVERS)'
+
+bench-check: $(benched) | deps-bench  ## Checks that all five can be measured
+	@tests/bench/run --programs=.build/bench --check
+
+bench-micro: .build/micro  ## Measures the functions that touch each byte
+	@.build/micro
+
+cluster-bench: examples/chat examples/cluster .build/load | deps-cluster  ## Measures the cluster
+	@tests/cluster/bench
+
+# The table is for -O2, whatever the environment's CXXFLAGS say.
+counts counts-update: CXXFLAGS = -O2 -g
+counts: .build/counts  ## Compares the instructions per message with a table
+	@tests/counts/run $< $(CXX)
+
+counts-update: .build/counts  ## Writes that table
+	@tests/counts/run $< $(CXX) --update
+
+# --- the programs of the checks ---------------------------------------------------------
+
+.build/test/decoder: .build/test/tests/differential/decoder.o
+.build/test/attack-server: .build/test/tests/attack/server.o .build/test/server.o
+.build/interop-server: .build/plain/tests/interop/server.o .build/plain/server.o
+.build/attack: .build/plain/tests/attack/attack.o
+.build/load: .build/plain/tests/cluster/load.o
+.build/soak: .build/plain/tests/soak/soak.o
+.build/soak-server: .build/plain/tests/soak/server.o .build/plain/server.o
+.build/counts: .build/plain/tests/counts/stories.o .build/plain/server.o
+.build/micro: .build/plain/tests/bench/micro.o
+.build/test/decoder .build/test/attack-server $(addprefix .build/,interop-server attack load soak \
+    soak-server counts micro):
+	$(link)
+
+.build/plain/tests/counts/stories.o: | deps-counts
+.build/plain/tests/bench/micro.o: | deps-micro
+.build/test/tests/differential/decoder.o: extra = $(alone)
+micro_libs := -lbenchmark
+
+$(foreach each,valgrind tsan coverage fuzz,$(eval $(call rules,$(each))))
+
+# --- what the checks need ---------------------------------------------------------------
+
+deps-lint: ## for lint
+deps-install: ## for install-check
+deps-interop: ## for interop
+deps-differential: ## for differential
+deps-fuzz: ## for fuzz
+deps-coverage: ## for coverage
+deps-valgrind: ## for valgrind
+deps-bench: ## for bench
+deps-micro: ## for bench-micro
+deps-counts: ## for counts
+deps_checks := $(addprefix deps-,lint install interop differential fuzz coverage valgrind bench \
+    micro counts)
+$(deps_checks): deps-%:
+	@CXX='$(CXX)' .ci/deps base $*
+
+# interop needs three groups: one after the other, because package managers take a lock.
+ifneq ($(filter interop,$(MAKECMDGOALS)),)
+deps-interop: | deps-cluster
+deps-cluster: | deps-auth
+endif
+
+.PHONY: lint $(compiled) $(tidied) cppcheck format-check format dropin-check install-check
+.PHONY: valgrind tsan coverage interop differential attack attack-check soak fuzz fuzz-replay
+.PHONY: bench bench-check bench-micro cluster-bench counts counts-update $(deps_checks)
