@@ -1,16 +1,17 @@
 // SPDX-License-Identifier: MIT
 // Extendible WebSocket Server
 
-// Treats a running WebSocket echo server badly, in all the ways of behaviours.h, while a
-// canary goes on talking to it: attack [--port=12345] [--only=TEXT] [--quick] ...
+// Attacks a running WebSocket echo server with every behaviour of behaviours.h, while a
+// well-behaved client, the canary, keeps talking to it:
 //
-// It works with any server that sends each message back. What this one was configured with
-// is told by options, which have the defaults of config.h. Each behaviour is one row: its
-// name; what was sent; what the server did with how many of the connections; the canary's
-// worst round trip (and, in parentheses, with waits for a processor); how much the server's
-// memory grew, and how much it may; how much it computes when there is nothing to do; and
-// descriptors that it still has open when all peers are gone. A row fails if one of these
-// is wrong, and says why.
+//     attack [--port=12345] [--only=TEXT] [--quick] ...
+//
+// It works with any server that sends each message back. Options tell it how the server is
+// configured; their defaults are those of config.h. Each behaviour prints one row: its name;
+// what was sent; how the connections ended; the canary's worst round trip (in parentheses:
+// including waits for a processor); how much the server's memory grew, and how much it may;
+// the server's processor use while it has nothing to do; and the descriptors it still holds
+// after all peers have gone. If any of these is wrong, the row fails and says why.
 
 #include "attack.h"
 #include "behaviours.h"
@@ -37,9 +38,9 @@ struct Number {
 };
 
 constexpr Number kNumbers[] = {
-    {"port", &Options::port, "where the server listens"},
-    {"pid", &Options::pid, "its process; 0: who listens on that port"},
-    {"canary-ms", &Options::canaryMs, "how long the canary may wait for its echo"},
+    {"port", &Options::port, "the server's port"},
+    {"pid", &Options::pid, "its process; 0: the one that listens on that port"},
+    {"canary-ms", &Options::canaryMs, "longest wait for the canary's echo"},
     {"max-request", &Options::maxRequest, "maxRequestBytes"},
     {"max-message", &Options::maxMessage, "maxMessageBytes"},
     {"max-queued", &Options::maxQueued, "maxQueuedBytes"},
@@ -48,20 +49,20 @@ constexpr Number kNumbers[] = {
     {"max-pending", &Options::maxPending, "maxPending"},
     {"handshake-seconds", &Options::handshakeSeconds, "handshakeSeconds"},
     {"close-seconds", &Options::closeSeconds, "closeSeconds"},
-    {"ping-seconds", &Options::pingSeconds, "pingSeconds; 0: it does not ping"},
+    {"ping-seconds", &Options::pingSeconds, "pingSeconds; 0: the server does not ping"},
     {"grace-seconds", &Options::graceSeconds, "how late a deadline may be"},
-    {"connection-kib", &Options::connectionKiB, "memory that a connection may take"},
-    {"slack-kib", &Options::slackKiB, "memory that any behaviour may take besides"},
+    {"connection-kib", &Options::connectionKiB, "memory allowed per connection"},
+    {"slack-kib", &Options::slackKiB, "memory allowed on top, per behaviour"},
 };
 
 void printHelp() {
     const Options defaults;
-    std::printf("attack [OPTION=VALUE]...: treats a WebSocket echo server badly\n\n");
+    std::printf("attack [OPTION=VALUE]...: attacks a WebSocket echo server\n\n");
     std::printf("  %-20s the host (%s)\n", "--address", defaults.address.c_str());
     for (const Number &number : kNumbers)
         std::printf("  --%-18s %s (%g)\n", number.name, number.help, defaults.*number.value);
-    std::printf("  %-20s only rows whose name has this text in it\n", "--only");
-    std::printf("  %-20s short floods, and no rows that wait for a deadline\n", "--quick");
+    std::printf("  %-20s only rows whose name contains this text\n", "--only");
+    std::printf("  %-20s short floods; skips rows that wait for a deadline\n", "--quick");
 }
 
 bool setOption(Options &options, const std::string &name, const std::string &value) {
@@ -90,16 +91,16 @@ struct Result {
     Canary::Report canary;
     std::optional<long> grownKiB;
     long mayGrowKiB = 0;
-    std::optional<double> busyPercent;  // of one processor, with nothing to do
+    std::optional<double> busyPercent;  // of one processor, while there is nothing to do
     std::optional<int> leftOpen;        // descriptors
     Strings faults;
     bool retried = false;
 
-    bool onlyTheCanary = false;  // is at fault
+    bool onlyTheCanary = false;  // the canary's wait is the only fault
 };
 
-// What a behaviour may make the server's memory grow. A message may be there twice, while
-// its buffer grows or it is echoed; a queue may hold one message more than its limit.
+// How far a behaviour may make the server's memory grow. A message may exist twice, while
+// its buffer grows or it is echoed; a queue may exceed its limit by one message.
 long allowedKiB(const Options &options, const Cost &cost, std::size_t connections) {
     const double bytes = cost.messages * 2 * options.maxMessage +
                          cost.requests * options.maxRequest +
@@ -109,11 +110,11 @@ long allowedKiB(const Options &options, const Cost &cost, std::size_t connection
 }
 
 constexpr double kBusyPercent = 25;
-constexpr double kCalm = 15;  // seconds, after which a server has to be done with all
+constexpr double kCalm = 15;  // seconds within which the server must come to rest
 
-// How much the server computes while nobody wants anything. It may first finish what the
-// kernel holds for it, so the calmest moment in so many seconds counts. Waiting for a
-// processor is no rest.
+// The server's processor use while no client wants anything. It may first work through what
+// the kernel holds for it, so the calmest moment within `seconds` counts. Time spent waiting
+// for a processor does not count as idle.
 std::optional<double> busyPercent(const Victim &victim, double seconds) {
     constexpr double kMoment = 0.05;
     std::optional<double> calmest;
@@ -133,7 +134,7 @@ std::optional<double> busyPercent(const Victim &victim, double seconds) {
     return calmest;
 }
 
-// How many more descriptors are open than before: waits until there are none.
+// Waits until no more descriptors are open than before. Returns how many still are.
 std::optional<int> leftOpen(const Victim &victim, std::optional<int> before, double seconds) {
     std::optional<int> now = victim.descriptors();
     for (const auto end = after(seconds); before && now > before && Clock::now() < end;) {
@@ -159,7 +160,8 @@ bool isExpected(const std::string &story, const std::string &expected) {
            (" or " + expected + " or ").find(" or " + story + " or ") != story.npos;
 }
 
-// The peers go on until what is expected has had time to come: a moment, if it is nothing.
+// Keeps the peers going until the expected outcome has come. If nothing is expected to
+// happen, waits a moment longer in case something does.
 void awaitOutcome(Attack &attack, const Row &row) {
     const bool nothing = row.expected.find("open") != std::string::npos || row.expected.empty();
     const auto isReady = [&] {
@@ -197,16 +199,17 @@ std::string rounded(double number) {
     return text.data();
 }
 
-// The faults that any behaviour can have.
+// Judges what all behaviours have in common.
 void judge(Result &result, const Options &options) {
     const auto fault = [&](const std::string &what) { result.faults.push_back(what); };
     if (!result.canary.lost.empty()) fault("the canary died: " + result.canary.lost);
-    if (result.grownKiB.value_or(0) > result.mayGrowKiB) fault("too much memory");
-    if (result.busyPercent.value_or(0) >= kBusyPercent) fault("busy with nothing");
-    if (result.leftOpen.value_or(0) > 0) fault("descriptors left open");
+    if (result.grownKiB.value_or(0) > result.mayGrowKiB) fault("the server took too much memory");
+    if (result.busyPercent.value_or(0) >= kBusyPercent)
+        fault("the server is busy with nothing to do");
+    if (result.leftOpen.value_or(0) > 0) fault("the server left descriptors open");
     if (result.canary.worstMs <= options.canaryMs) return;
     result.onlyTheCanary = result.faults.empty();
-    fault("the canary had to wait");
+    fault("the canary waited too long");
 }
 
 class Trial {
@@ -220,11 +223,11 @@ class Trial {
         sleepFor(0.2);
         const Canary::Report report = canary_.rest();
         if (!report.lost.empty())
-            throw std::runtime_error("this is no echo server: " + report.lost);
+            throw std::runtime_error("this is not an echo server: " + report.lost);
         descriptors_ = victim_.descriptors();
     }
 
-    // A canary that had to wait gets a second chance: machines have other things to do.
+    // A row whose only fault is the canary's wait gets a second try: the machine may be busy.
     Result run(const Row &row) {
         Result result = runOnce(row);
         if (!result.onlyTheCanary) return result;
@@ -246,7 +249,7 @@ class Trial {
         result.canary = canary_.rest();
         result.did = whatWasDone(attack, Seconds(Clock::now() - start).count());
         result.happened = happenedTo(attack);
-        // A loop around connections that are being closed would end with them.
+        // A busy loop over closing connections would end once they are closed: look before.
         const bool closing = std::any_of(attack.peers.begin(), attack.peers.end(),
                                          [](const auto &peer) { return peer->told(); });
         result.busyPercent =
@@ -260,7 +263,7 @@ class Trial {
         return result;
     }
 
-    // All are gone: now the server must have nothing left of them, nor to do.
+    // All peers have gone: the server must hold no descriptor of theirs, and be idle.
     void settle(Result &result) {
         const double patience = options_.closeSeconds + options_.graceSeconds;
         result.leftOpen = leftOpen(victim_, descriptors_, patience);
@@ -294,8 +297,7 @@ void print(const Row &row, const Result &result) {
         result.happened.c_str(), rounded(result.canary.worstMs).c_str(),
         rounded(result.canary.worstByClockMs).c_str(), shown(result.grownKiB).c_str(),
         result.mayGrowKiB, shown(result.busyPercent).c_str(), shown(result.leftOpen).c_str(),
-        result.retried ? " | second try, for the canary's sake" : "",
-        why.empty() ? "" : (" | WHY: " + why).c_str());
+        result.retried ? " | second try" : "", why.empty() ? "" : (" | WHY: " + why).c_str());
     std::fflush(stdout);
 }
 
@@ -306,7 +308,7 @@ bool isWanted(const Row &row, const Options &options) {
 
 int attackAll(const Options &options) {
     Trial trial(options);
-    if (trial.victim().pid() == 0) std::printf("the server's process is not known: see --pid\n");
+    if (trial.victim().pid() == 0) std::printf("cannot find the server's process: see --pid\n");
     int passed = 0, failed = 0;
     for (const Row &row : allRows(options)) {
         if (!isWanted(row, options)) continue;
@@ -318,7 +320,7 @@ int attackAll(const Options &options) {
     return failed == 0 && passed > 0 ? 0 : 1;
 }
 
-// A thousand peers need as many descriptors.
+// A thousand peers need a thousand descriptors.
 void raiseFileLimit() {
     rlimit limit{};
     ::getrlimit(RLIMIT_NOFILE, &limit);

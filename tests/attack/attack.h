@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: MIT
 // Extendible WebSocket Server
 
-// What a behaviour is made of: Options, what the server was configured with; Attack, the
-// peers of one behaviour; Row, a line of the table in behaviours.h.
+// The parts of a behaviour: Options, how the server is configured; Attack, the peers of one
+// behaviour; Row, a line of the table in behaviours.h.
 
 #ifndef WS_TESTS_ATTACK_ATTACK_H
 #define WS_TESTS_ATTACK_ATTACK_H
@@ -13,14 +13,14 @@
 
 namespace attack {
 
-// What the server was told, in the names of config.h, and what is asked of it.
+// How the server is configured, in the names of config.h, and what is demanded of it.
 struct Options {
     std::string address = "127.0.0.1", only;
     double port = 12345, pid = 0;
     double maxRequest = 8192, maxMessage = 1 << 20, maxQueued = 4 << 20;
     double maxFragments = 262144, maxUsers = 1000, maxPending = 1000;
     double handshakeSeconds = 10, closeSeconds = 5, pingSeconds = 20;
-    double graceSeconds = 1.5;  // what a deadline may be late: clocks are read once a second
+    double graceSeconds = 1.5;  // how late a deadline may be: clocks are read once a second
     double canaryMs = 50;
     double connectionKiB = 8, slackKiB = 4096;
     bool quick = false;
@@ -29,20 +29,20 @@ struct Options {
     std::size_t requestBytes() const { return static_cast<std::size_t>(maxRequest); }
     double floodSeconds() const { return quick ? 0.3 : 1; }
     double closedSeconds() const { return closeSeconds + graceSeconds; }
-    // The canary shall have room, and who else is there.
+    // Leaves room for the canary and other clients.
     int usersAtOnce() const { return static_cast<int>(std::min(1000.0, maxUsers - 10)); }
     int strangersAtOnce() const { return static_cast<int>(std::min(500.0, maxPending)); }
 };
 
-// How many of each a behaviour makes the server hold at once, besides its connections;
-// attack.cpp knows what they may weigh.
+// What a behaviour makes the server hold at once, besides its connections. allowedKiB() in
+// attack.cpp turns this into memory.
 struct Cost {
-    int messages = 0;  // unfinished or being echoed
+    int messages = 0;  // unfinished, or being echoed
     int requests = 0;  // unfinished heads
-    int queues = 0;    // echoes that are not read
+    int queues = 0;    // of unread echoes
 };
 
-// A behaviour while it goes on: its peers, and what it has to complain of.
+// A running behaviour: its peers, and its first complaint.
 class Attack {
   public:
     Attack(const Options &theOptions, const Target &target)
@@ -52,20 +52,20 @@ class Attack {
     std::vector<std::unique_ptr<Peer>> peers;
     std::string complaint;
 
-    // Connected, and nothing else.
+    // A peer that is connected, no more.
     Peer &stranger(int receiveBuffer = 0) {
         peers.push_back(std::make_unique<Peer>(target_, receiveBuffer));
         return *peers.back();
     }
 
-    // Past the opening handshake.
+    // A peer that has done the opening handshake.
     Peer &user(int receiveBuffer = 0) {
         Peer &peer = stranger(receiveBuffer);
         welcome(peers.size() - 1);
         return peer;
     }
 
-    // A hundred at a time, for the backlog of some listeners is short.
+    // A hundred at a time, because the backlog of some listeners is short.
     void users(int count) {
         for (int done = 0; done < count; done += 100) {
             const std::size_t first = peers.size();
@@ -81,7 +81,7 @@ class Attack {
         each([&](Peer &peer) { peer.send(bytes); });
     }
 
-    // Moves bytes until `done`, or for so many seconds. Gives whether it was done.
+    // Moves bytes until done(), for at most `seconds`. Returns whether it got done.
     bool pump(double seconds, const std::function<bool()> &done) {
         for (const auto end = after(seconds); !done(); moveAll())
             if (Clock::now() > end) return false;
@@ -98,8 +98,8 @@ class Attack {
         if (!fine && complaint.empty()) complaint = what;
     }
 
-    // The server has to have closed its sockets, though we keep ours: then its kernel answers
-    // a byte with a reset.
+    // The server must have closed its sockets although we keep ours open: its kernel then
+    // answers any byte with a reset.
     void requireAllGone() {
         for (int tries = 0; tries < 5; ++tries) {
             each([](Peer &peer) { peer.sendSome("x"); });
@@ -107,7 +107,7 @@ class Attack {
         }
         const auto there =
             std::count_if(peers.begin(), peers.end(), [](auto &peer) { return !peer->isGone(); });
-        require(there == 0, std::to_string(there) + " connections that the server never closed");
+        require(there == 0, "the server never closed " + std::to_string(there) + " connections");
     }
 
   private:
@@ -137,11 +137,11 @@ class Attack {
 
 struct Row {
     std::string name;
-    // The stories that the peers may tell, separated by " or "; empty: any.
+    // Each peer's story must be one of these, separated by " or "; empty: any story.
     std::string expected;
     std::function<void(Attack &)> act;
     Cost cost{};
-    bool slow = false;  // waits for a deadline: left out by --quick
+    bool slow = false;  // waits for a deadline: --quick skips it
 };
 
 using Rows = std::vector<Row>;

@@ -1,15 +1,15 @@
 // SPDX-License-Identifier: MIT
 // Extendible WebSocket Server
 
-// The table of hostile behaviours. A row says what is done and which stories the peers may
-// tell afterwards (Peer::story()); what all rows have in common, the canary, memory,
-// processor and descriptors, is measured by attack.cpp.
+// The table of hostile behaviours. A row says what its peers do and how their connections may
+// end (Peer::story()). attack.cpp measures what concerns all rows: the canary, memory,
+// processor use and descriptors.
 //
-// They are taken from what RFC 6455 and RFC 9112 forbid or leave to a server's care, and
-// from what was published against servers: lengths that overflow (CVE-2020-27813), runs of
-// spaces (CVE-2021-32640), very many headers (CVE-2024-37890), tiny fragments by the thousand
-// (CVE-2026-48779), requests smuggled behind an upgrade that was refused, slow requests,
-// declared sizes that are believed, peers that do not read.
+// The behaviours are what RFC 6455 and RFC 9112 forbid or leave to the server's care, and
+// published attacks: lengths that overflow (CVE-2020-27813), runs of spaces (CVE-2021-32640),
+// very many headers (CVE-2024-37890), thousands of tiny fragments (CVE-2026-48779), requests
+// smuggled after a refused upgrade, slow requests, declared sizes that a server trusts, peers
+// that do not read.
 
 #ifndef WS_TESTS_ATTACK_BEHAVIOURS_H
 #define WS_TESTS_ATTACK_BEHAVIOURS_H
@@ -22,7 +22,7 @@ namespace attack {
 // Kinds of rows
 // ----------------------------------------------------------------------------
 
-// Each of these goes to a connection of its own, and nothing else does.
+// Each head is sent on a connection of its own, and nothing else is.
 inline Row requests(std::string name, std::string expected, const Strings &heads) {
     const auto act = [heads](Attack &a) {
         for (const std::string &head : heads) a.stranger().send(head);
@@ -30,7 +30,7 @@ inline Row requests(std::string name, std::string expected, const Strings &heads
     return {std::move(name), std::move(expected), act};
 }
 
-// The same behind an opening handshake.
+// The same, after an opening handshake.
 inline Row frames(std::string name, std::string expected, const Strings &streams, Cost cost = {}) {
     const auto act = [streams](Attack &a) {
         a.users(static_cast<int>(streams.size()));
@@ -39,8 +39,8 @@ inline Row frames(std::string name, std::string expected, const Strings &streams
     return {std::move(name), std::move(expected), act, cost};
 }
 
-// Sends a piece over and over at full speed, until the time is over or the server says that
-// it has enough. Gives how many it began; the last is finished if the server takes it.
+// Sends a piece over and over at full speed, until the time is up or the server closes.
+// Returns how many it began; the last is queued in full.
 inline std::uint64_t flood(Peer &peer, std::string_view piece, double seconds) {
     const std::string chunk = repeated(piece, std::max<std::size_t>(1, 65536 / piece.size()));
     std::uint64_t sent = 0;
@@ -56,7 +56,7 @@ inline std::uint64_t flood(Peer &peer, std::string_view piece, double seconds) {
     return sent / piece.size() + (begun > 0 ? 1 : 0);
 }
 
-// A user floods the server with pieces, and reads all it is sent. Each gives one echo.
+// A user floods the server with pieces and reads all it is sent. Each piece must be echoed.
 inline Row echoedFlood(std::string name, const std::string &piece, Cost cost = {}) {
     const auto act = [piece](Attack &a) {
         Peer &peer = a.user();
@@ -68,13 +68,13 @@ inline Row echoedFlood(std::string name, const std::string &piece, Cost cost = {
     return {std::move(name), "echoes, open", act, cost};
 }
 
-// The same, and it does not read.
+// The same, but the user does not read.
 inline Row unreadFlood(std::string name, const std::string &piece) {
     const auto act = [piece](Attack &a) {
         Peer &peer = a.user();
         peer.reads = false;
         flood(peer, piece, a.options.floodSeconds());
-        a.require(!peer.isGone(), "it was dropped, not held back");
+        a.require(!peer.isGone(), "the user was dropped, not throttled");
     };
     return {std::move(name), "open", act, {1, 0, 1}};
 }
@@ -83,7 +83,7 @@ inline Row unreadFlood(std::string name, const std::string &piece) {
 // Lengths and sizes
 // ----------------------------------------------------------------------------
 
-// For each place where the header can be cut, one connection; the rest comes later.
+// One connection for each place where the header can be cut; the rest of it comes later.
 inline Row cutHeader(const std::string &name, const std::string &expected,
                      const std::string &header) {
     const auto act = [header](Attack &a) {
@@ -110,13 +110,13 @@ inline void addLengths(Rows &rows) {
         for (std::size_t size = 1; size < 10; ++size)
             cuts.push_back(headerOf(kFin | kText, length, 8).substr(0, size));
     }
-    rows.push_back(frames("headers of huge frames that stay cut",
+    rows.push_back(frames("headers of huge frames, never completed",
                           "open or close 1002, EOF or close 1009, EOF", cuts));
     Strings longer;
     for (const std::uint64_t length : {0U, 1U, 125U}) longer.push_back(headerOf(0x81, length, 2));
     for (const std::uint64_t length : {0U, 125U, 126U, 65535U})
         longer.push_back(headerOf(0x82, length, 8));
-    rows.push_back(frames("lengths in more bytes than they need", "close 1002, EOF", longer));
+    rows.push_back(frames("lengths encoded in more bytes than needed", "close 1002, EOF", longer));
 }
 
 inline void declareLargest(Attack &a, int count) {
@@ -124,7 +124,7 @@ inline void declareLargest(Attack &a, int count) {
     a.sendAll(header(kFin | kBinary, a.options.messageBytes()) + "a few bytes");
 }
 
-// Unfinished messages are known by what they hold, not by how many pieces it came in.
+// An unfinished message must cost memory by its size, not by its number of fragments.
 inline void sendManyFragments(Attack &a) {
     const auto count = static_cast<std::size_t>(std::min(20000.0, a.options.maxFragments - 2));
     a.users(50);
@@ -138,13 +138,13 @@ inline void addSizes(Rows &rows, const Options &options) {
     const std::size_t most = options.messageBytes();
     const std::string half(most / 2, 'x');
     const std::string fragment = frameOf(kContinuation, std::string(65536, 'x'));
-    rows.push_back({"a message of the largest size that is declared and never sent", "open",
+    rows.push_back({"a message of the largest size, declared but never sent", "open",
                     [](Attack &a) { declareLargest(a, 1); }});
-    rows.push_back({"a thousand messages that are declared and never sent", "open",
+    rows.push_back({"a thousand messages, declared but never sent", "open",
                     [](Attack &a) { declareLargest(a, a.options.usersAtOnce()); }});
     rows.push_back(
         {"fifty unfinished messages of 20,000 tiny fragments", "open", sendManyFragments});
-    rows.push_back(frames("the largest message, as one frame and as three", "echo, open",
+    rows.push_back(frames("the largest message, in one frame and in three", "echo, open",
                           {frame(kBinary, std::string(most, 'x')),
                            frameOf(kBinary, half) + frameOf(kContinuation, half) +
                                frame(kContinuation, std::string(most % 2, 'x'))},
@@ -153,7 +153,7 @@ inline void addSizes(Rows &rows, const Options &options) {
                           {header(kFin | kBinary, most + 1)}));
     rows.push_back(frames("a message one byte too big, sent whole", "close 1009, EOF",
                           {frame(kBinary, std::string(most + 1, 'x'))}));
-    rows.push_back(frames("a message that gets too big by its fragments", "close 1009, EOF",
+    rows.push_back(frames("a message too big in total, in fragments", "close 1009, EOF",
                           {frameOf(kBinary, "x") + repeated(fragment, most / 65536 + 1)}, {1}));
 }
 
@@ -161,7 +161,7 @@ inline void addSizes(Rows &rows, const Options &options) {
 // Floods
 // ----------------------------------------------------------------------------
 
-// A message's beginning, then continuations till the server has enough of them.
+// The start of a message, then continuations until the server closes.
 inline Row endless(const std::string &name, const std::string &expected, const char *payload) {
     const std::string continuation = frameOf(kContinuation, payload);
     const auto act = [continuation](Attack &a) {
@@ -172,7 +172,7 @@ inline Row endless(const std::string &name, const std::string &expected, const c
     return {name, expected, act, {1}};
 }
 
-// Of unsent pongs a server may leave out all but the last (RFC 6455 5.5.3).
+// A server may drop all unsent pongs but the last (RFC 6455 5.5.3).
 inline void floodWithPings(Attack &a) {
     flood(a.user(), frame(kPing, std::string(125, 'p')), a.options.floodSeconds());
     a.pumpFor(0.3);
@@ -188,7 +188,7 @@ inline void twentyDoNotRead(Attack &a) {
     a.each([&](Peer &peer) {
         peer.reads = false;
         flood(peer, largest, 0.1);
-        a.require(!peer.isGone(), "one was dropped, not held back");
+        a.require(!peer.isGone(), "a user was dropped, not throttled");
     });
 }
 
@@ -209,14 +209,14 @@ inline void addFloods(Rows &rows, const Options &options) {
     rows.push_back(echoedFlood("fragments of one byte at full speed", thousand));
     rows.push_back(echoedFlood("the largest messages at full speed", largest, {1, 0, 1}));
     rows.push_back(unreadFlood("the largest messages, not read", largest));
-    rows.push_back({"twenty that send the largest messages and do not read",
+    rows.push_back({"twenty users that send the largest messages and do not read",
                     "open",
                     twentyDoNotRead,
                     {20, 0, 20}});
 }
 
 // ----------------------------------------------------------------------------
-// Frames and text that no client may send
+// Frames and text that a client must not send
 // ----------------------------------------------------------------------------
 
 inline void addUnmasked(Rows &rows) {
@@ -225,7 +225,7 @@ inline void addUnmasked(Rows &rows) {
     rows.push_back(frames("an unmasked text", refused, {unmasked(kText, "never delivered")}));
     rows.push_back(frames("an unmasked ping", refused, {unmasked(kPing, "never answered")}));
     rows.push_back(frames("an unmasked close", refused, {unmasked(kClose, "\x03\xe8")}));
-    rows.push_back(frames("an unmasked text behind a good one", "echo, close 1002, EOF",
+    rows.push_back(frames("an unmasked text after a good one", "echo, close 1002, EOF",
                           {hello + unmasked(kText, "never delivered") + hello}));
 }
 
@@ -244,11 +244,11 @@ inline void addMalformed(Rows &rows) {
     rows.push_back(frames(
         "control frames of 126 bytes and of 64 KiB", refused,
         {header(kFin | kPing, 126), header(kFin | kPong, 65536), header(kFin | kClose, 126)}));
-    rows.push_back(frames("a continuation of nothing", refused,
+    rows.push_back(frames("a continuation with nothing to continue", refused,
                           {frame(kContinuation, "x"), frameOf(kContinuation, "x")}));
     rows.push_back(
         frames("a message inside another", refused, {frameOf(kText, "a") + frame(kText, "b")}));
-    rows.push_back(frames("garbage behind a message", "echo, close 1002, EOF",
+    rows.push_back(frames("garbage after a message", "echo, close 1002, EOF",
                           {frame(kText, "hello") + std::string(4096, '\xff')}));
     rows.push_back(frames("a second request where frames should be", refused, {upgrade()}));
 }
@@ -257,16 +257,16 @@ inline void addText(Rows &rows) {
     const char *refused = "close 1007, EOF";
     const std::string start = header(kFin | kText, 60000);
     const std::string much(60000, 'x');
-    rows.push_back(frames("text that is no UTF-8 from its first byte on, the rest never sent",
+    rows.push_back(frames("text that is not UTF-8 from its first byte on, the rest never sent",
                           refused, {start + masked("\xff"), start + masked("\xc0\xaf")}));
-    rows.push_back(frames("text that is no UTF-8 at its end", refused,
+    rows.push_back(frames("text that is not UTF-8 at its end", refused,
                           {frame(kText, much + "\xff"), frame(kText, much + "\xe2\x82")}));
-    rows.push_back(frames("text whose fragments are no UTF-8 together", refused,
+    rows.push_back(frames("fragmented text that is not UTF-8", refused,
                           {frameOf(kText, "\xe2\x82") + frame(kContinuation, "x"),
                            frameOf(kText, "\xe2") + frame(kContinuation, "\x82"),
                            frameOf(kText, "") + frameOf(kContinuation, "\xff")}));
     rows.push_back(
-        frames("overlong forms, surrogates, what is above U+10FFFF", refused,
+        frames("overlong forms, surrogates, code points above U+10FFFF", refused,
                {frame(kText, "\xe0\x80\xaf"), frame(kText, "\xed\xa0\x80"),
                 frame(kText, "\xf4\x90\x80\x80"), frame(kText, "\xf8\x88\x80\x80\x80")}));
     rows.push_back(frames("JSON that is 100,000 arrays deep", "echo, open",
@@ -290,7 +290,7 @@ inline void answerWithTheSame(Attack &a) {
     a.pump(5, [&] { return a.allEnded(); });
     for (std::size_t i = 0; i < codes.size(); ++i)
         a.require(a.peers[i]->closeCode == codes[i] && a.peers[i]->end == Peer::End::eof,
-                  std::to_string(codes[i]) + " gave " + a.peers[i]->story());
+                  std::to_string(codes[i]) + " was answered by " + a.peers[i]->story());
 }
 
 inline void addCloses(Rows &rows) {
@@ -298,23 +298,24 @@ inline void addCloses(Rows &rows) {
     for (const unsigned code : {0U, 999U, 1004U, 1005U, 1006U, 1015U, 1016U, 2999U, 5000U, 65535U})
         bad.push_back(closeFrame(code));
     const std::string good = closeFrame(1000);
-    rows.push_back({"each close code that may be sent, which is answered", "", answerWithTheSame});
+    rows.push_back(
+        {"each close code that may be sent, answered with the same", "", answerWithTheSame});
     rows.push_back(
         frames("a close whose payload is one byte", "close 1002, EOF", {frame(kClose, "\x03")}));
     rows.push_back(frames("close codes that may not be sent", "close 1002, EOF", bad));
-    rows.push_back(frames("a close whose reason is no UTF-8", "close 1007, EOF or close 1002, EOF",
+    rows.push_back(frames("a close whose reason is not UTF-8", "close 1007, EOF or close 1002, EOF",
                           {closeFrame(1000, "\xff"), closeFrame(1000, "\xe2\x82")}));
     rows.push_back(
         frames("a close without a code", "close, EOF or close 1000, EOF", {frame(kClose, "")}));
     rows.push_back(
-        frames("text, ping, a close or garbage behind a close", "close 1000, EOF",
+        frames("text, ping, a close or garbage after a close", "close 1000, EOF",
                {good + frame(kText, "never delivered"), good + frame(kPing, "never answered"),
                 good + closeFrame(1001), good + std::string(300000, '\xff')}));
     rows.push_back(frames("a close inside a fragmented message", "close 1000, EOF",
                           {frameOf(kText, "begun") + good}));
 }
 
-// The time passes in which the server has to close its sockets, though we never do.
+// We keep our sockets open; the server must close its own in time.
 inline void awaitAllGone(Attack &a) {
     a.pump(5, [&] { return a.allEnded(); });
     a.pumpFor(a.options.closedSeconds());
@@ -354,24 +355,24 @@ inline void addHeldOpen(Rows &rows) {
                     neverClose,
                     {},
                     true});
-    rows.push_back({"bytes trickling on and on behind a close",
+    rows.push_back({"bytes that keep trickling after a close",
                     "close 1000, EOF or close 1000, RST",
                     trickleBehindClose,
                     {},
                     true});
-    rows.push_back({"a thousand that leave the server's close unanswered",
+    rows.push_back({"a thousand users that do not answer the server's close",
                     "close 1002, EOF",
                     thousandDoNotAnswer,
                     {},
                     true});
-    rows.push_back({"a thousand that do not even read the server's close",
+    rows.push_back({"a thousand users that do not even read the server's close",
                     "open",
                     thousandDoNotRead,
                     {},
                     true});
 }
 
-// The peer says that it will send no more: before its handshake, or behind it.
+// The peer shuts down its sending side, before or after the handshake.
 inline Row halfClosed(const std::string &when, std::string expected, bool welcomed,
                       const std::string &bytes, Cost cost = {}) {
     const auto act = [=](Attack &a) {
@@ -388,28 +389,28 @@ inline void addHalfCloses(Rows &rows) {
     const std::string large = frame(kBinary, std::string(1000000, 'x'));
     rows.push_back(halfClosed("at once", "EOF or 400, EOF", false, ""));
     rows.push_back(halfClosed("inside a request", "EOF or 400, EOF", false, "GET / HT"));
-    rows.push_back(halfClosed("behind a request", "101, EOF", false, upgrade()));
-    rows.push_back(halfClosed("behind a GET", "426, EOF or 200, EOF", false, get));
+    rows.push_back(halfClosed("after a request", "101, EOF", false, upgrade()));
+    rows.push_back(halfClosed("after a GET", "426, EOF or 200, EOF", false, get));
     rows.push_back(halfClosed("between messages", "EOF", true, ""));
     rows.push_back(halfClosed("inside a frame's header", "EOF", true, "\x81"));
     rows.push_back(halfClosed("inside a message", "EOF", true, frameOf(kText, "begun")));
-    rows.push_back(halfClosed("behind a message", "echo, EOF", true, frame(kText, "x")));
-    rows.push_back(halfClosed("behind a large message", "echo, EOF", true, large, {2}));
-    rows.push_back(halfClosed("behind a close", "close 1000, EOF", true, closeFrame(1000)));
+    rows.push_back(halfClosed("after a message", "echo, EOF", true, frame(kText, "x")));
+    rows.push_back(halfClosed("after a large message", "echo, EOF", true, large, {2}));
+    rows.push_back(halfClosed("after a close", "close 1000, EOF", true, closeFrame(1000)));
 }
 
 // ----------------------------------------------------------------------------
 // Requests
 // ----------------------------------------------------------------------------
 
-// An opening handshake with these lines instead of its own.
+// An opening handshake whose `header` lines have these values.
 inline std::string withLines(const char *header, const Strings &values) {
     std::string lines;
     for (const std::string &value : values) lines.append(header).append(": " + value + "\r\n");
     return upgrade(lines, header);
 }
 
-// One for each value.
+// One handshake for each value.
 inline Strings withEach(const char *header, const Strings &values) {
     Strings all;
     for (const std::string &value : values) all.push_back(withLines(header, {value}));
@@ -439,7 +440,7 @@ inline void addHandshakes(Rows &rows) {
     rows.push_back(requests("keys of 0, 8, 15, 17 and 3000 bytes", "400, EOF",
                             withEach(key, {"", "AAAAAAAAAAA=", "AAAAAAAAAAAAAAAAAAAA",
                                            "AAAAAAAAAAAAAAAAAAAAAAA=", std::string(4000, 'A')})));
-    rows.push_back(requests("keys that are no base64", "400, EOF",
+    rows.push_back(requests("keys that are not base64", "400, EOF",
                             withEach(key, {"dGhlIHNhbXBsZSBub25jZ!==", "dGhlIHNhbXBsZSBub25jZQ",
                                            "dGhlIHNhbXBs====ub25jZQ==", std::string(24, '=')})));
     rows.push_back(requests("no version", "426, EOF", {withLines(version, {})}));
@@ -455,13 +456,13 @@ inline void addLists(Rows &rows) {
     rows.push_back(requests("subprotocols with CR, LF or NUL", "400, EOF",
                             withEach(protocol, {"a\rX: 1", "a\nX: 1", "a\0b"s})));
     rows.push_back(requests(
-        "subprotocols by the thousand, in bad letters, far apart", "101, open or 400, EOF",
+        "thousands of subprotocols, bad characters, wide gaps", "101, open or 400, EOF",
         withEach(protocol, {repeated("a,", 1000), ",,;\"\\%0d%0aX: 1", "\xff\xfe", spaces})));
     rows.push_back(
-        requests("extensions by the thousand, and far apart", "101, open or 400, EOF",
+        requests("thousands of extensions, wide gaps", "101, open or 400, EOF",
                  withEach("Sec-WebSocket-Extensions", {repeated("a;b=1,", 1000) + "c", spaces})));
     rows.push_back(requests(
-        "origins that are null, empty, strange", "101, open or 403, EOF or 400, EOF",
+        "origins that are null, empty or malformed", "101, open or 403, EOF or 400, EOF",
         withEach("Origin",
                  {"null", "", "://", "http://a:99999999999", "http://[::", "\xff", spaces})));
     rows.push_back(requests("two origins", "101, open or 403, EOF or 400, EOF",
@@ -491,7 +492,7 @@ inline void addRequests(Rows &rows) {
                                 "GET / http/1.1", "GET / HTTP/11.1"})));
     rows.push_back(requests("an absolute URI", "101, open",
                             withEachStart({"GET http://localhost/ HTTP/1.1"})));
-    rows.push_back(requests("targets that are no path", bad,
+    rows.push_back(requests("targets that are not a path", bad,
                             withEachStart({"GET http:///etc HTTP/1.1", "GET * HTTP/1.1",
                                            "GET file:///etc/passwd HTTP/1.1", "GET /#a HTTP/1.1",
                                            "GET /\xff HTTP/1.1", "GET /\0 HTTP/1.1"s})));
@@ -504,7 +505,7 @@ inline void addRequests(Rows &rows) {
                                            "OPTIONS * HTTP/1.1", "head / HTTP/1.1"})));
 }
 
-// What another protocol would begin with.
+// The first bytes of other protocols.
 inline void addProtocols(Rows &rows) {
     const char *bad = "400, EOF";
     const std::string hello = "\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03"s;
@@ -525,21 +526,21 @@ inline void leaveAnswerUnread(Attack &a) {
     a.requireAllGone();
 }
 
-// Two in one packet: the first is refused, the second must never be looked at.
+// Two requests in one packet: the first is refused, and the second must never be parsed.
 inline void addSmuggling(Rows &rows) {
     const std::string refused = withLines("Sec-WebSocket-Version", {"12"});
     const std::string get = "GET /secret HTTP/1.1\r\nHost: localhost\r\n\r\n";
     const std::string text = frame(kText, "never delivered");
-    rows.push_back(requests("a GET behind an upgrade that is refused", "426, EOF",
+    rows.push_back(requests("a GET after a refused upgrade", "426, EOF",
                             {refused + get, refused + repeated(get, 100)}));
-    rows.push_back(requests("a good upgrade behind one that is refused", "426, EOF",
-                            {refused + upgrade() + text}));
-    rows.push_back(requests("frames behind an upgrade that is refused", "426, EOF",
+    rows.push_back(
+        requests("a good upgrade after a refused one", "426, EOF", {refused + upgrade() + text}));
+    rows.push_back(requests("frames after a refused upgrade", "426, EOF",
                             {refused + text + closeFrame(1000)}));
-    rows.push_back(requests("1 MB behind an upgrade that is refused", "426, EOF",
+    rows.push_back(requests("1 MB after a refused upgrade", "426, EOF",
                             {refused + std::string(1000000, 'x')}));
     rows.push_back(
-        requests("a body, with its length, in chunks, in both", "400, EOF",
+        requests("a body with its length, in chunks, or both", "400, EOF",
                  {upgrade("Content-Length: 5\r\n") + "hello", upgrade("Content-Length: -1\r\n"),
                   upgrade("Content-Length: 99999999999999999999\r\n"),
                   upgrade("Transfer-Encoding: chunked\r\n") + "5\r\nhello\r\n0\r\n\r\n",
@@ -549,8 +550,8 @@ inline void addSmuggling(Rows &rows) {
                  {upgrade("Content-Length: " + std::to_string(get.size()) + "\r\n") + get}));
     rows.push_back(requests("pipelined GETs", "426, EOF or 200, EOF", {repeated(get, 50)}));
     rows.push_back(
-        requests("a GET behind a good upgrade", "101, close 1002, EOF", {upgrade() + get}));
-    rows.push_back({"a GET whose answer is not read, nor the connection closed",
+        requests("a GET after a good upgrade", "101, close 1002, EOF", {upgrade() + get}));
+    rows.push_back({"a GET whose peer neither reads the answer nor closes",
                     "open",
                     leaveAnswerUnread,
                     {},
@@ -558,10 +559,10 @@ inline void addSmuggling(Rows &rows) {
 }
 
 // ----------------------------------------------------------------------------
-// Much head
+// Large heads
 // ----------------------------------------------------------------------------
 
-// Bytes without end, as long as the server takes them.
+// Sends bytes without end, until the server answers.
 inline Row endlessHead(std::string name, const std::string &start, const std::string &piece) {
     const auto act = [=](Attack &a) {
         Peer &peer = a.stranger();
@@ -605,14 +606,14 @@ inline void addHeads(Rows &rows, const Options &options) {
     rows.push_back(endlessHead("a request line without end", "GET /", std::string(1000, 'a')));
     rows.push_back(endlessHead("a header without end", start + "X: ", std::string(1000, 'a')));
     rows.push_back(endlessHead("headers without end", start, "X: a\r\n"));
-    rows.push_back({"hundreds that stop one byte before the limit",
+    rows.push_back({"hundreds of heads that stop one byte before the limit",
                     "open",
                     almostFinish,
                     {0, options.strangersAtOnce()}});
 }
 
 // ----------------------------------------------------------------------------
-// Crowds, and people who take their time
+// Crowds, and slow peers
 // ----------------------------------------------------------------------------
 
 inline void connectAndReset(Attack &a, int count, std::string_view bytes) {
@@ -639,23 +640,20 @@ inline void sendMuchAndReset(Attack &a) {
 }
 
 inline void addCrowds(Rows &rows) {
-    rows.push_back({"2000 that connect and reset", "we left",
+    rows.push_back({"2000 peers that connect and reset", "we left",
                     [](Attack &a) { connectAndReset(a, 2000, ""); }});
-    rows.push_back({"500 that reset inside their request", "we left",
+    rows.push_back({"500 peers that reset inside their request", "we left",
                     [](Attack &a) { connectAndReset(a, 500, upgrade().substr(0, 50)); }});
-    rows.push_back({"500 that reset behind their request", "we left",
+    rows.push_back({"500 peers that reset after their request", "we left",
                     [](Attack &a) { connectAndReset(a, 500, upgrade()); }});
     rows.push_back({"300 users that vanish at once", "we left", vanishAtOnce});
-    rows.push_back({"50 users that reset right behind a lot of bytes",
-                    "we left",
-                    sendMuchAndReset,
-                    {0, 0, 50}});
+    rows.push_back({"50 users that send a lot and reset", "we left", sendMuchAndReset, {0, 0, 50}});
     rows.push_back({"a thousand users that say nothing", "open",
                     [](Attack &a) { a.users(a.options.usersAtOnce()); }});
 }
 
-// Hundreds that say nothing, one that stops inside its request, one that sends a byte a
-// second, one ten: none comes to its end, and all get the same time for it.
+// Hundreds of peers send nothing, one stops inside its request, one sends a byte per second,
+// one ten bytes. None completes its request, and all must get the same time for it.
 inline void trickle(Attack &a) {
     for (int i = 3; i < a.options.strangersAtOnce(); ++i) a.stranger();
     Peer *slow[3];
@@ -668,8 +666,8 @@ inline void trickle(Attack &a) {
         if (step % 10 == 0) slow[1]->send("x");
         a.pumpFor(0.1);
     }
-    a.require(passed() > due - 0.5, "they were ended too early");
-    a.require(a.allEnded(), "they were ended too late");
+    a.require(passed() > due - 0.5, "the server closed them too early");
+    a.require(a.allEnded(), "the server closed them too late");
 }
 
 inline void byteByByte(Attack &a) {
@@ -705,10 +703,10 @@ inline void answerNoPing(Attack &a) {
 }
 
 inline void addSlow(Rows &rows, const Options &options) {
-    rows.push_back({"500 that say nothing, or a byte a second", "408, EOF", trickle, {0, 3}, true});
-    rows.push_back({"everything a byte at a time, both ways", "echo, close 1000, EOF", byteByByte});
     rows.push_back(
-        {"a large echo that is read a little at a time", "echo, open", readSlowly, {2, 0, 1}});
+        {"500 peers that send nothing, or a byte per second", "408, EOF", trickle, {0, 3}, true});
+    rows.push_back({"everything a byte at a time, both ways", "echo, close 1000, EOF", byteByByte});
+    rows.push_back({"a large echo, read a byte at a time", "echo, open", readSlowly, {2, 0, 1}});
     if (options.pingSeconds > 0)
         rows.push_back({"a user that answers no ping",
                         "RST or EOF or close 1001, EOF",

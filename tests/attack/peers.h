@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: MIT
 // Extendible WebSocket Server
 
-// What attackers are made of: the bytes of frames and requests, well or badly formed, and
-// Peer, one connection that sends them and notes what the server does. A Peer's story()
-// is that in one line: "close 1002, EOF".
+// Building blocks for attackers: the bytes of frames and requests, well or badly formed, and
+// Peer, a connection that sends them and records what the server does. Peer::story() tells
+// that in one line: "close 1002, EOF".
 
 #ifndef WS_TESTS_ATTACK_PEERS_H
 #define WS_TESTS_ATTACK_PEERS_H
@@ -65,7 +65,8 @@ inline std::string networkOrder(std::uint64_t number, unsigned size) {
     return bytes;
 }
 
-// A header with its masking key, whose length takes 0, 2 or 8 bytes more, as it should or not.
+// A header with its masking key. The length takes `size` more bytes (0, 2 or 8), whether or
+// not that is the minimal encoding.
 inline std::string headerOf(unsigned first, std::uint64_t length, unsigned size) {
     const std::uint64_t second = size == 0 ? length : size == 2 ? 126 : 127;
     return networkOrder(first, 1) + networkOrder(kMask | second, 1) + networkOrder(length, size) +
@@ -83,7 +84,7 @@ inline std::string masked(std::string_view payload) {
     return bytes;
 }
 
-// `first`: the whole first byte.
+// `first` is the whole first byte.
 inline std::string frameOf(unsigned first, std::string_view payload) {
     return header(first, payload.size()) + masked(payload);
 }
@@ -111,8 +112,8 @@ inline std::string repeated(std::string_view piece, std::size_t times) {
 // Requests (RFC 6455 4.1)
 // ----------------------------------------------------------------------------
 
-// An opening handshake: the lines that are asked for, without those that begin with
-// `without`, and with `extra` lines, each with its line break, behind them.
+// An opening handshake: the required lines except those that begin with `without`, then the
+// `extra` lines, each with its line break.
 inline std::string upgrade(std::string_view extra = {}, std::string_view without = "-",
                            std::string_view start = "GET / HTTP/1.1") {
     std::string head = std::string(start) + "\r\n";
@@ -123,7 +124,7 @@ inline std::string upgrade(std::string_view extra = {}, std::string_view without
     return head.append(extra) + "\r\n";
 }
 
-// An opening handshake of so many bytes.
+// An opening handshake of `size` bytes, or as few as it can have.
 inline std::string upgradeOfSize(std::size_t size) {
     const std::size_t least = upgrade("X: \r\n").size();
     return upgrade("X: " + std::string(size - std::min(size, least), 'x') + "\r\n");
@@ -149,12 +150,12 @@ struct Target {
     }
 };
 
-// A TCP connection that never blocks: what it has to send and what comes is moved by move().
+// A TCP connection that never blocks: move() sends and receives what it can.
 class Peer {
   public:
     enum class End { open, eof, reset, left };
 
-    // `receiveBuffer`: of the kernel, in bytes; 0 leaves it as it is.
+    // `receiveBuffer` is the size of the kernel's buffer in bytes; 0 keeps the default.
     explicit Peer(const Target &target, int receiveBuffer = 0) {
         fd_ = ::socket(target.address.ss_family, SOCK_STREAM, 0);
         if (fd_ < 0) throw std::runtime_error("no socket: "s + std::strerror(errno));
@@ -176,16 +177,16 @@ class Peer {
     Peer(const Peer &) = delete;
     Peer &operator=(const Peer &) = delete;
 
-    bool reads = true;  // whether it takes what the server sends
+    bool reads = true;
     bool answersPings = false;
-    bool welcomed = false;  // the opening handshake was no part of the attack
+    bool welcomed = false;  // the opening handshake is not part of the attack, nor of the story
 
-    // What the server did so far.
-    std::string text;  // before a 101: its answers
+    // What the server has done so far.
+    std::string text;  // its HTTP answers, up to and including a 101
     bool upgraded = false;
     std::uint64_t messages = 0, messageBytes = 0, pings = 0, pongs = 0;
     std::optional<unsigned> closeCode;  // 0: a close without one
-    bool malformed = false;             // a frame that no server may send
+    bool malformed = false;             // it sent a frame that no server may send
     std::string lastMessage;            // its first few KiB
     End end = End::open;
 
@@ -194,15 +195,15 @@ class Peer {
     int fd() const { return fd_; }
     bool hasToSend() const { return !out_.empty() && end == End::open; }
     bool ended() const { return end != End::open; }
-    bool told() const { return ended() || closeCode.has_value(); }  // that it is over
+    bool told() const { return ended() || closeCode.has_value(); }  // the server is done with it
 
-    // Sends now what the kernel takes, and the rest when move() can.
+    // Sends what the kernel takes now; move() sends the rest.
     void send(std::string_view bytes) {
         if (out_.empty()) bytes.remove_prefix(sendSome(bytes));
         out_ += bytes;
     }
 
-    // Sends what the kernel takes, and says how much.
+    // Sends what the kernel takes and returns how much that was.
     std::size_t sendSome(std::string_view bytes) {
         if (fd_ < 0 || bytes.empty()) return 0;
         const ssize_t sent = ::send(fd_, bytes.data(), bytes.size(), MSG_NOSIGNAL);
@@ -220,7 +221,8 @@ class Peer {
         if (reads) receive();
     }
 
-    // Takes what has come, up to `most` bytes at a time and 1 MiB altogether.
+    // Receives what has come, up to `most` bytes at a time and 1 MiB in all. With `most` 1,
+    // receives one byte.
     void receive(std::size_t most = 64 * 1024) {
         static thread_local std::array<char, 64 * 1024> buffer;
         for (int i = 0; i < 16 && !ended(); ++i) {
@@ -233,7 +235,7 @@ class Peer {
         }
     }
 
-    // Waits for the socket alone; gives what is ready.
+    // Waits for this socket alone; returns the events that are ready.
     int poll(short events, int milliseconds) const {
         pollfd entry{fd_, events, 0};
         return ::poll(&entry, 1, milliseconds) > 0 ? entry.revents : 0;
@@ -253,10 +255,10 @@ class Peer {
         leave();
     }
 
-    // Whether the server's side is closed, and not only done with sending.
+    // Whether the server has closed its socket, not just its sending side.
     bool isGone() const { return (poll(0, 0) & (POLLHUP | POLLERR)) != 0; }
 
-    // What happened, in the order in which it can: "426, EOF", "echoes, close 1002, EOF".
+    // What happened, in protocol order: "426, EOF", "echoes, close 1002, EOF".
     std::string story() const {
         std::string all = statuses();
         const auto add = [&](const std::string &what) { all += what + ", "; };
@@ -273,7 +275,7 @@ class Peer {
         ::setsockopt(fd_, level, name, &value, sizeof value);
     }
 
-    // Of all answers that came: "426, ", or "426 50 times, ".
+    // The statuses of all answers: "426, ", or "426 50 times, ".
     std::string statuses() const {
         if (welcomed) return {};
         std::string all;
@@ -302,7 +304,7 @@ class Peer {
         scanFrames(frames);
     }
 
-    // Frames of a server have 2, 4 or 10 bytes of header, and no masking key.
+    // A server's frames have a header of 2, 4 or 10 bytes and no masking key.
     void scanFrames(std::string_view bytes) {
         while (!bytes.empty()) {
             if (header_.size() < 2 || header_.size() < headerSize()) {
@@ -359,7 +361,7 @@ class Peer {
 
     int fd_ = -1;
     std::string out_;
-    std::string header_, control_;  // of the frame that comes in, and its payload
+    std::string header_, control_;  // of the incoming frame: header, payload if a control frame
     std::uint64_t left_ = 0, length_ = 0;
 };
 

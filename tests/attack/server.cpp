@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: MIT
 // Extendible WebSocket Server
 
-// What `make attack-check` attacks: an echo server whose deadlines are short, so that what
-// waits for them does not take long. It says which port the system gave it.
+// The server that `make attack-check` attacks: an echo server with short deadlines, so that
+// rows that wait for them are quick. It prints the port that the system gave it.
 #include "../../server.h"
 
 #include <csignal>

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: MIT
 // Extendible WebSocket Server
 
-// What an attack is measured with: Victim, the server's process seen through /proc, and
-// Canary, a well-behaved client in a thread of its own.
+// Measures an attack: Victim is the server's process as /proc shows it, Canary a well-behaved
+// client in a thread of its own.
 
 #ifndef WS_TESTS_ATTACK_WATCH_H
 #define WS_TESTS_ATTACK_WATCH_H
@@ -18,13 +18,13 @@
 namespace attack {
 
 // ----------------------------------------------------------------------------
-// The process that listens on a port. Each figure is empty where it can't be had: the
-// system has no /proc, or the process is another user's.
+// The process that listens on a port. A figure is empty where it is not available, because
+// the system has no /proc or the process belongs to another user.
 // ----------------------------------------------------------------------------
 
 class Victim {
   public:
-    // `pid` 0: look for it.
+    // With `pid` 0, looks for the process.
     Victim(int pid, int port) : pid_(pid != 0 ? pid : find(port)) {}
 
     int pid() const { return pid_; }
@@ -35,7 +35,7 @@ class Victim {
         return static_cast<long>(pages[1]) * (::sysconf(_SC_PAGESIZE) / 1024);
     }
 
-    // Seconds that all its threads have computed.
+    // Processor time of all its threads.
     std::optional<double> cpuSeconds() const {
         std::optional<double> all;
         for (const auto &task : entries(path("task"))) {
@@ -51,7 +51,7 @@ class Victim {
         return static_cast<int>(all.size());
     }
 
-    // Seconds that its first thread was ready to compute, but no processor was free.
+    // Seconds in which its first thread was ready to run but no processor was free.
     double waitedSeconds() const { return waited(path("schedstat")); }
     static double waitedMyself() { return waited("/proc/thread-self/schedstat"); }
 
@@ -81,7 +81,7 @@ class Victim {
         return all;
     }
 
-    // The inodes of sockets that listen on that port, as links in /proc/*/fd name them.
+    // The sockets that listen on that port, named as the links in /proc/*/fd name them.
     static std::vector<std::string> listeners(int port) {
         std::vector<std::string> names;
         for (const char *file : {"/proc/net/tcp", "/proc/net/tcp6"}) {
@@ -118,11 +118,11 @@ class Victim {
 };
 
 // ----------------------------------------------------------------------------
-// The canary. It sends a small message every few milliseconds and measures how long the
-// echo takes; and now and then how large the server's process is.
+// The canary sends a small message every few milliseconds and measures how long the echo
+// takes, and now and then how large the server's process is.
 //
-// The machine may be busy. The time in which this thread or the server's was ready to run,
-// but had to wait for a processor, is no fault of the server and is subtracted.
+// The machine may be busy: time in which this thread or the server's was ready to run but
+// waited for a processor is not the server's fault and is subtracted.
 // ----------------------------------------------------------------------------
 
 class Canary {
@@ -131,7 +131,7 @@ class Canary {
         double worstMs = 0;
         double worstByClockMs = 0;  // nothing subtracted
         long peakKiB = 0;
-        std::string lost;  // why it is dead, if it is
+        std::string lost;  // why the canary died, if it did
     };
 
     Canary(const Target &target, const Victim &victim)
@@ -147,7 +147,7 @@ class Canary {
         while (resting_) sleepFor(0.001);
     }
 
-    // Ends it, when the last message is answered, and says how it was.
+    // Stops once the last message is answered, and returns the report.
     Report rest() {
         singing_ = false;
         while (!resting_) sleepFor(0.001);
@@ -158,7 +158,7 @@ class Canary {
     static constexpr double kPause = 0.003;
     static constexpr double kPatience = 10;
 
-    // report_ belongs to this thread while it does not rest, and else to the other one.
+    // report_ belongs to the other thread while the canary rests, and to this one otherwise.
     void run() {
         while (!stopped_) {
             if (!singing_ && !resting_) resting_ = true;
@@ -169,7 +169,7 @@ class Canary {
         }
     }
 
-    // Servers ping who is silent.
+    // While the canary rests, it must still answer pings.
     void keepAlive() {
         if (peer_) peer_->move();
     }
