@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: MIT
 // Extendible WebSocket Server
 
-// One client of `make soak`, without a habit: a socket that never blocks, the opening
-// handshake, frames. It always waits for something, and knows what: habits.h derives
-// from it what it does meanwhile, and what may happen to it.
+// A client of `make soak`, without a habit: a socket that never blocks, the opening
+// handshake, frames. It always waits for something, and can say for what. The classes of
+// habits.h derive from it.
 //
 // The loop in soak.cpp asks each client which events it wants, and when to wake it.
 
@@ -36,12 +36,12 @@ using namespace std::string_literals;
 using Clock = std::chrono::steady_clock;
 using Time = Clock::time_point;
 
-// Who waits for longer than this waits in vain, however slow the machine is.
+// A client that waits for longer than this waits in vain, however slow the machine is.
 constexpr auto kPatience = 30s;
 
 constexpr std::size_t kMaxMessage = 1024 * 1024;
 
-// What all clients share: where the server is, what time it is, and chance.
+// What all clients share: the server's port, the time, and random numbers.
 class World {
   public:
     World(int thePort, std::uint64_t seed) : port(thePort), generator_(seed) {
@@ -51,8 +51,8 @@ class World {
 
     const int port;
     Time now = Clock::now();
-    bool closing = false;                           // those who would stay for long shall leave
-    std::size_t stillComing = 0, stillSinging = 0;  // of the singers
+    bool closing = false;                           // long-lived clients must leave
+    std::size_t stillComing = 0, stillSinging = 0;  // singers
 
     std::size_t below(std::size_t end) { return static_cast<std::size_t>(generator_() % end); }
     std::size_t between(std::size_t low, std::size_t high) { return low + below(high - low + 1); }
@@ -61,7 +61,7 @@ class World {
         return std::chrono::milliseconds(between(low, high));
     }
 
-    // A text of this size, unlike the others.
+    // A random text of this size.
     std::string_view text(std::size_t size) {
         return std::string_view(noise_).substr(below(noise_.size() - size), size);
     }
@@ -74,7 +74,7 @@ class World {
 enum Opcode : unsigned { kContinuation, kText, kBinary, kClose = 8, kPing, kPong };
 constexpr unsigned kFin = 0x80, kMask = 0x80;
 
-// `size` bytes, most significant first, and back.
+// A number as `size` bytes, most significant first; and back.
 inline std::string networkOrder(std::uint64_t number, unsigned size) {
     std::string bytes;
     for (unsigned i = size; i-- > 0;) bytes += static_cast<char>(number >> 8 * i);
@@ -116,7 +116,7 @@ class Client {
     Client(const Client &) = delete;
     Client &operator=(const Client &) = delete;
 
-    // Begins to connect.
+    // Starts to connect.
     void begin(int receiveBuffer);
 
     // --- for the loop --------------------------------------------------------------
@@ -135,20 +135,20 @@ class Client {
     std::uint64_t messagesSent = 0, messagesHeard = 0;
 
   protected:
-    // --- what a habit may do at each event ---------------------------------------------
+    // --- events, for a habit to override -----------------------------------------------
 
-    virtual void connected() { send(upgrade("/")); }  // TCP's handshake is done
+    virtual void connected() { send(upgrade("/")); }  // TCP is connected
     virtual void opened() {}                          // the 101 has come
     virtual void heard(std::string_view payload, bool binary) {
         (void)binary;
-        complain("heard something unasked for: " + std::string(payload.substr(0, 40)));
+        complain("heard an unexpected message: " + std::string(payload.substr(0, 40)));
     }
     virtual void ponged(std::string_view payload) {
-        complain("heard a pong unasked for: " + std::string(payload));
+        complain("heard an unexpected pong: " + std::string(payload));
     }
     virtual void alarmed() {}
 
-    // --- what it can do --------------------------------------------------------------
+    // --- actions -----------------------------------------------------------------------
 
     void send(std::string_view bytes) { out_ += bytes; }
     void sendFrame(unsigned first, std::string_view payload) {
@@ -160,21 +160,21 @@ class Client {
     }
     void wakeIn(std::chrono::milliseconds time) { alarm_ = world_.now + time; }
 
-    // What it waits for now, and is asked about if it waits in vain.
+    // Sets what the client waits for now; if that does not come in time, it complains.
     void expect(std::string what) {
         waitsFor_ = std::move(what);
         deadline_ = world_.now + kPatience;
     }
 
-    // The only end that is right: a Close with this code (0: without one), then EOF; an HTTP
-    // answer with this status, then EOF; or none of them, whatever comes.
+    // Set the only correct end of the connection: a Close with this code (0: without a code),
+    // then EOF; an HTTP answer with this status, then EOF; or any end at all.
     void expectClose(int code) {
         closeCode_ = code;
-        expect("a Close with the code " + std::to_string(code));
+        expect("a Close with code " + std::to_string(code));
     }
     void expectStatus(int status) {
         status_ = status;
-        expect("the status " + std::to_string(status));
+        expect("status " + std::to_string(status));
     }
     void expectAnyEnd() {
         anyEnd_ = true;
@@ -200,10 +200,10 @@ class Client {
     }
 
     World &world_;
-    bool reads_ = true;             // or lets it pile up
-    bool closeSent_ = false;        // by a habit, so that it need not be answered
-    bool finishes_ = false;         // ends its side when all is sent
-    std::size_t stride_ = 1 << 18;  // the most that it sends at a time
+    bool reads_ = true;
+    bool closeSent_ = false;        // a habit has sent a Close: do not answer the server's
+    bool finishes_ = false;         // shuts down its side when all is sent
+    std::size_t stride_ = 1 << 18;  // sends at most this much at a time
 
   private:
     void flush();
@@ -260,7 +260,7 @@ inline void Client::wake() {
     }
 }
 
-// Once the server reads no more, how it ended is to be read.
+// If sending fails, drops the rest: receive() then learns how the connection ended.
 inline void Client::flush() {
     const std::size_t size = std::min(out_.size() - sent_, stride_);
     const ssize_t sent = size == 0 ? 0 : ::send(fd_, out_.data() + sent_, size, 0);
@@ -273,7 +273,7 @@ inline void Client::flush() {
 }
 
 inline void Client::receive() {
-    if (!reads_) return ended(true);  // nothing else is told to who does not read
+    if (!reads_) return ended(true);  // without POLLIN, poll() reports nothing but the end
     static char buffer[256 * 1024];
     const ssize_t size = ::recv(fd_, buffer, sizeof buffer, 0);
     if (size < 0 && (errno == EAGAIN || errno == EINTR)) return;
@@ -301,7 +301,7 @@ inline void Client::read() {
     in_.erase(0, start);
 }
 
-// Of the first frame; 0 while it is not all there. A server does not mask.
+// The size of the first frame; 0 while it is incomplete. Servers do not mask frames.
 inline std::size_t Client::frameSize(std::string_view bytes) const {
     if (bytes.size() < 2) return 0;
     const auto second = static_cast<unsigned char>(bytes[1]);
@@ -311,12 +311,12 @@ inline std::size_t Client::frameSize(std::string_view bytes) const {
     return bytes.size() < 2 + size + length ? 0 : 2 + size + static_cast<std::size_t>(length);
 }
 
-// A whole frame.
+// Handles a whole frame.
 inline void Client::take(std::string_view bytes) {
     const auto second = static_cast<unsigned char>(bytes[1]);
     const std::string_view payload = bytes.substr(second < 126 ? 2 : second == 126 ? 4 : 10);
     const auto first = static_cast<unsigned char>(bytes[0]);
-    if (closeHeard_) return complain("heard a frame behind the Close");
+    if (closeHeard_) return complain("heard a frame after the Close");
     switch (first) {
     case kFin | kText:
     case kFin | kBinary: ++messagesHeard; return heard(payload, first == (kFin | kBinary));
@@ -330,7 +330,7 @@ inline void Client::take(std::string_view bytes) {
 inline void Client::closed(std::string_view payload) {
     const int code = static_cast<int>(fromNetworkOrder(payload.substr(0, 2)));
     if (!anyEnd_ && code != closeCode_)
-        return complain("heard a Close with the code " + std::to_string(code) + " (" +
+        return complain("heard a Close with code " + std::to_string(code) + " (" +
                         std::string(payload.substr(std::min<std::size_t>(2, payload.size()))) +
                         ")");
     closeHeard_ = true;
@@ -350,11 +350,11 @@ inline void Client::ended(bool byReset) {
 // What is wrong with the HTTP answer; empty if nothing is.
 inline std::string Client::wrongAnswer() const {
     if (in_.compare(0, 13, "HTTP/1.1 " + std::to_string(status_) + ' ') != 0)
-        return "was answered \"" + in_.substr(0, in_.find('\r')) + '"';
+        return "got the answer \"" + in_.substr(0, in_.find('\r')) + '"';
     const std::size_t head = in_.find("\r\n\r\n"), length = in_.find("Content-Length: ");
-    if (head == in_.npos || length > head) return "was answered without a length";
+    if (head == in_.npos || length > head) return "got an answer without a length";
     const std::size_t size = std::stoul(in_.substr(length + 16));
-    return in_.size() == head + 4 + size ? "" : "the answer's length is wrong";
+    return in_.size() == head + 4 + size ? "" : "got an answer of the wrong length";
 }
 
 }  // namespace soak

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: MIT
 // Extendible WebSocket Server
 
-// The habits of the clients of `make soak`: what each does, and what it may expect. One
-// who is healthy loses nothing and gets nothing twice; one who is not is got rid of.
+// The habits of the clients of `make soak`: what each client does, and what it may expect. A
+// healthy client loses no message and gets none twice; the server gets rid of the others.
 
 #ifndef WS_TESTS_SOAK_HABITS_H
 #define WS_TESTS_SOAK_HABITS_H
@@ -20,13 +20,13 @@
 
 namespace soak {
 
-// One of a table, or of any other container.
+// A random element of an array or container.
 template <class Table>
 const auto &anyOf(World &world, const Table &table) {
     return table[world.below(std::size(table))];
 }
 
-// Takes the next word, and the space behind it.
+// Takes the next word and the space after it from `text`.
 inline std::string_view nextWord(std::string_view &text) {
     const std::string_view word = text.substr(0, text.find(' '));
     text.remove_prefix(std::min(text.size(), word.size() + 1));
@@ -37,7 +37,7 @@ inline std::uint64_t nextNumber(std::string_view &text) {
     return std::strtoull(std::string(nextWord(text)).c_str(), nullptr, 10);
 }
 
-// FNV-1a: whether a text arrived as it was sent.
+// FNV-1a, to check that a text arrives as it was sent.
 inline std::string checksum(std::string_view text) {
     std::uint64_t hash = 14695981039346656037ULL;
     for (const char c : text) hash = (hash ^ static_cast<unsigned char>(c)) * 1099511628211ULL;
@@ -48,9 +48,9 @@ inline std::string saying(std::uint64_t number, std::string_view body) {
     return "say " + std::to_string(number) + ' ' + checksum(body) + ' ' + std::string(body);
 }
 
-// --- the healthy ------------------------------------------------------------------------
+// --- healthy clients -----------------------------------------------------------------------
 
-// Says numbered messages to all who talk, and hears what all of them say: each once and in
+// Says numbered messages to all talkers, and hears every message of every talker once and in
 // order, from the welcome to the farewell.
 class Talker : public Client {
   public:
@@ -74,7 +74,7 @@ class Talker : public Client {
         wakeIn(world_.moment(100, 2000));
     }
 
-    // Some messages at a time, then it waits for their echoes.
+    // Sends a few messages, then waits for their echoes.
     void say() {
         --turns_;
         for (std::size_t left = world_.between(1, 3); left > 0; --left) {
@@ -98,11 +98,11 @@ class Talker : public Client {
         nextWord(text);  // "say"
         const std::uint64_t number = nextNumber(text);
         if (id_ == 0 || sequence != sequence_ + 1)
-            return complain("heard broadcast " + std::to_string(sequence) + " behind " +
+            return complain("heard broadcast " + std::to_string(sequence) + " after " +
                             std::to_string(sequence_));
         sequence_ = sequence;
         const std::string_view sum = nextWord(text);
-        if (sum != checksum(text)) return complain("heard a broadcast that was damaged");
+        if (sum != checksum(text)) return complain("heard a damaged broadcast");
         if (from != id_) return;
         if (number != ++echoed_)
             return complain("heard its message " + std::to_string(number) + " instead of " +
@@ -116,7 +116,7 @@ class Talker : public Client {
     }
 
     void hearFarewell(std::string_view text) {
-        if (nextNumber(text) != sequence_) return complain("has not heard all before the farewell");
+        if (nextNumber(text) != sequence_) return complain("missed messages before the farewell");
         expectClose(1000);
     }
 
@@ -124,8 +124,8 @@ class Talker : public Client {
     std::uint64_t id_ = 0, sequence_ = 0, said_ = 0, echoed_ = 0;
 };
 
-// A talker with a small receive buffer who first asks for more than fits, and again and
-// again does not read for a while. It loses nothing either.
+// A talker with a small receive buffer that first asks for more than fits, and repeatedly
+// stops reading for a while. It loses nothing either.
 class SlowReader : public Talker {
   public:
     using Talker::Talker;
@@ -171,8 +171,8 @@ class SlowReader : public Talker {
     std::uint64_t flooded_ = 0;
 };
 
-// Sends messages that come back, in fragments of any size with pings between them, and
-// waits for each.
+// Sends messages in fragments of any size with pings between them, and waits for the echo of
+// each message.
 class Sender : public Client {
   public:
     Sender(World &world, std::size_t most, std::size_t fragment, std::size_t turns)
@@ -181,10 +181,10 @@ class Sender : public Client {
   protected:
     void opened() override { sendNext(); }
     void ponged(std::string_view payload) override {
-        if (payload != "between") complain("heard a pong that it did not ask for");
+        if (payload != "between") complain("heard an unexpected pong");
     }
     void heard(std::string_view payload, bool binary) override {
-        if (binary != binary_ || payload != sent_) return complain("heard an echo that is wrong");
+        if (binary != binary_ || payload != sent_) return complain("heard a wrong echo");
         --turns_;
         sent_.clear();
         turns_ > 0 && !world_.closing ? wakeIn(world_.moment(0, 300)) : leave(1000);
@@ -213,20 +213,20 @@ class Sender : public Client {
     bool binary_ = false;
 };
 
-// Up to the largest message there may be.
+// Sends messages up to the largest size allowed.
 class BigSender : public Sender {
   public:
     explicit BigSender(World &world) : Sender(world, kMaxMessage, 200000, 5) {}
 };
 
-// Fragments of one byte and none, sent a few bytes at a time.
+// Sends fragments of one byte and empty ones, a few bytes at a time.
 class Dribbler : public Sender {
   public:
     explicit Dribbler(World &world) : Sender(world, 60, 1, 3) { stride_ = 5; }
 };
 
-// Several pings at a time. Of unsent pongs only the last is kept, so that is the one it
-// waits for; those before it may come, in their order.
+// Sends several pings at a time. The server may drop all unsent pongs but the last, so the
+// client waits for that one; those before it may come, in order.
 class Pinger : public Client {
   public:
     explicit Pinger(World &world) : Client(world), turns_(world.between(2, 10)) {}
@@ -251,7 +251,7 @@ class Pinger : public Client {
     std::uint64_t pinged_ = 0, ponged_ = 0;
 };
 
-// Says nothing, and is disconnected for it.
+// Says nothing, and is disconnected as idle.
 class Sleeper : public Client {
   public:
     using Client::Client;
@@ -261,9 +261,9 @@ class Sleeper : public Client {
     void opened() override { expectClose(1001); }
 };
 
-// --- those who end it ----------------------------------------------------------------------
+// --- clients that close --------------------------------------------------------------------
 
-// Ends it with a code, or has the server end it with one, or has a hook throw.
+// Closes with a code, makes the server close with one, or makes a hook throw.
 class Closer : public Client {
   public:
     using Client::Client;
@@ -293,7 +293,7 @@ class Closer : public Client {
     }
 };
 
-// Breaks a rule of the protocol, and goes on as if nothing were.
+// Breaks a rule of the protocol, and may go on sending.
 class Breaker : public Client {
   public:
     using Client::Client;
@@ -317,24 +317,24 @@ class Breaker : public Client {
         {"\x81\x02hi", 4, 1002},                                     // not masked
         {"\xC1\x80....", 6, 1002},                                   // a reserved bit
         {"\x83\x80....", 6, 1002},                                   // a reserved opcode
-        {"\x8B\x80....", 6, 1002},                                   // of a control frame
+        {"\x8B\x80....", 6, 1002},                                   // a reserved control opcode
         {"\x09\x80....", 6, 1002},                                   // a fragmented ping
         {"\x89\xFE\x00\x7E....", 8, 1002},                           // a ping of 126 bytes
-        {"\x82\xFE\x00\x7D....", 8, 1002},                           // more bytes of length
+        {"\x82\xFE\x00\x7D....", 8, 1002},                           // a length not minimal
         {"\x82\xFF\x80\x00\x00\x00\x00\x00\x00\x01....", 14, 1002},  // 2^63 + 1
-        {"\x80\x80....", 6, 1002},                                   // continues nothing
-        {"\x01\x80....\x81\x80....", 12, 1002},                      // inside another
+        {"\x80\x80....", 6, 1002},                                   // nothing to continue
+        {"\x01\x80....\x81\x80....", 12, 1002},                      // inside a message
         {"\x88\x81.....", 7, 1002},                                  // a Close of one byte
         {"\x81\x81\x00\x00\x00\x00\xFF", 7, 1007},                   // not UTF-8
-        {"\x88\x83\x00\x00\x00\x00\x03\xE8\xFF", 9, 1007},           // in a reason
-        {"\x82\xFF\x00\x00\x00\x00\x00\x10\x00\x01....", 14, 1009},  // too long by one
+        {"\x88\x83\x00\x00\x00\x00\x03\xE8\xFF", 9, 1007},           // a reason not UTF-8
+        {"\x82\xFF\x00\x00\x00\x00\x00\x10\x00\x01....", 14, 1009},  // one byte too long
     }};
 };
 
-// --- those who vanish -----------------------------------------------------------------------
+// --- clients that vanish -------------------------------------------------------------------
 
-// What somebody may have sent before that: nothing, part of a head, all of it, a message
-// half, messages that many hear, the wish for a flood.
+// Vanishes after sending nothing, part of a head, all of it, half a message, messages that
+// many clients hear, or a request for a flood.
 class Vanisher : public Client {
   public:
     using Client::Client;
@@ -363,7 +363,7 @@ class Resetter : public Vanisher {
     void alarmed() override { reset(); }
 };
 
-// Comes and goes: at once, or with its Close right behind the request.
+// Comes and goes: leaves at once, or sends its Close right after the request.
 class Passer : public Client {
   public:
     using Client::Client;
@@ -376,7 +376,8 @@ class Passer : public Client {
     }
 };
 
-// Ends its side of the TCP connection: where it may, having sent a Close, that is answered.
+// Shuts down its side of the TCP connection at some stage. If it has sent a Close before,
+// that is answered.
 class HalfCloser : public Client {
   public:
     using Client::Client;
@@ -395,10 +396,10 @@ class HalfCloser : public Client {
     void heard(std::string_view, bool) override {}
 };
 
-// --- those who keep others waiting ------------------------------------------------------------
+// --- clients that make the server wait -----------------------------------------------------
 
-// Asks for floods and never reads. It goes on asking, for else the kernel would not tell it
-// that it was disconnected.
+// Asks for floods and never reads. It keeps asking, because otherwise the kernel would not
+// tell it that it was disconnected.
 class NeverReader : public Client {
   public:
     using Client::Client;
@@ -416,7 +417,7 @@ class NeverReader : public Client {
     }
 };
 
-// Does not get its request finished: sends nothing, a part, or a byte now and then.
+// Never finishes its request: sends nothing, a part, or a byte now and then.
 class Silent : public Client {
   public:
     using Client::Client;
@@ -439,7 +440,7 @@ class Silent : public Client {
     std::size_t next_ = 0;
 };
 
-// Wants a page, or is not let in.
+// Asks for a page, or sends a request that is refused.
 class Getter : public Client {
   public:
     using Client::Client;
@@ -462,12 +463,12 @@ class Getter : public Client {
     }
 };
 
-// --- those who level the server's memory ------------------------------------------------------
+// --- clients that level the server's memory ------------------------------------------------
 
-// The server keeps some memory for the next who need it, as much as were in need at once so
-// far. After a round many singers come, so that this is always the same: all are in the
-// middle of a message when all are sent one, and are sent two more when they have finished.
-// (Each is a little shorter than the one before, and so fits what that has left behind.)
+// The server keeps freed memory for later, up to the most that was ever in use at once. Singers
+// make this amount the same after each round: many come, all are in the middle of a message
+// when all are sent one, and all are sent two more when they have finished. (Each of these is
+// a little shorter than the one before, so it fits into the memory left by that one.)
 class Singer : public Client {
   public:
     using Client::Client;
@@ -477,10 +478,10 @@ class Singer : public Client {
     void heard(std::string_view text, bool) override {
         const std::string_view what = nextWord(text);
         if (what == "heard") hear();
-        else if (what == kSong) nowWait(world_.stillSinging);
+        else if (what == kSong) waitFor(world_.stillSinging);
         else startSinging();
     }
-    void ponged(std::string_view) override { nowWait(world_.stillComing); }
+    void ponged(std::string_view) override { waitFor(world_.stillComing); }
 
   private:
     static constexpr std::string_view kSong = "tralalalalala";
@@ -491,11 +492,11 @@ class Singer : public Client {
         expect("a pong");
     }
 
-    // Who is the last of all calls out to all.
-    void nowWait(std::size_t &others) {
+    // Waits for the other singers. The last one to get here calls out to all.
+    void waitFor(std::size_t &others) {
         expect("the other singers");
         if (--others > 0) return;
-        calls_ = heard_ == 1;  // the last to have finished calls once more
+        calls_ = heard_ == 1;  // the last to finish calls once more
         call();
     }
     void call() {
@@ -516,7 +517,7 @@ class Singer : public Client {
     bool calls_ = false, finished_ = false;
 };
 
-// --- all of them ---------------------------------------------------------------------------
+// --- all habits ----------------------------------------------------------------------------
 
 template <class Habit>
 std::unique_ptr<Client> make(World &world) {
@@ -525,8 +526,8 @@ std::unique_ptr<Client> make(World &world) {
 
 struct Habit {
     const char *name;
-    std::size_t share;  // of each hundred
-    int receiveBuffer;  // 0: the system's
+    std::size_t share;  // in percent of all clients
+    int receiveBuffer;  // 0: the system's default
     std::unique_ptr<Client> (*make)(World &);
 };
 
@@ -544,7 +545,7 @@ constexpr std::array<Habit, 16> kHabits{{
     {"passer", 5, 0, make<Passer>},
     {"half-closer", 4, 0, make<HalfCloser>},
     {"never-reader", 3, 4096, make<NeverReader>},
-    {"silent one", 2, 0, make<Silent>},
+    {"silent client", 2, 0, make<Silent>},
     {"getter", 3, 0, make<Getter>},
     {"singer", 0, 0, make<Singer>},
 }};

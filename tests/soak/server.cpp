@@ -1,24 +1,24 @@
 // SPDX-License-Identifier: MIT
 // Extendible WebSocket Server
 
-// The server that the clients of `make soak` wear out. Its deadlines are short. What it
-// is sent, it does:
+// The server that `make soak` wears out. Its deadlines are short. It obeys these messages
+// and echoes all others:
 //
-//     say …            sends "heard SEQUENCE ID say …" to everyone who came for /talk
+//     say …            sends "heard SEQUENCE ID say …" to all users of /talk
 //     bye              answers "farewell SEQUENCE", and disconnects
 //     flood N SIZE     answers with N messages "flood I …" of SIZE bytes
 //     kick CODE        disconnects with that code
 //     throw            throws
 //
-// and anything else it sends back. The path says more:
+// and these paths:
 //
-//     /talk            begins with "welcome ID SEQUENCE"
-//     /sleep           disconnects who is silent for a second
-//     /refuse          does not let in
-//     GET /page?size=N that many bytes
-//     GET /state       what is open, held and counted, as JSON
+//     /talk            greets with "welcome ID SEQUENCE"
+//     /sleep           disconnects users that are silent for a second
+//     /refuse          refuses the user
+//     GET /page?size=N answers with that many bytes
+//     GET /state       answers with its users, descriptors, heap and counts, as JSON
 //
-// It prints "listening on port N" and ends on SIGINT or SIGTERM.
+// It prints "listening on port N" and stops on SIGINT or SIGTERM.
 
 #include "../../server.h"
 
@@ -61,7 +61,7 @@ struct SoakConfig : WSBaseConfig {
     }
 };
 
-// Bytes on the heap; 0 where nobody tells.
+// Bytes on the heap; 0 where the system does not tell.
 Json::UInt64 heapBytes() {
 #ifdef HAS_MALLINFO2
     malloc_trim(0);
@@ -100,7 +100,7 @@ class SoakServer : public WebSocketServer<SoakUser, SoakConfig> {
         }
     }
 
-    // The kernel shall hold little, so that the server's own queues are used.
+    // With a small kernel buffer, the server's own queues are used.
     void postConnect(SoakUser &user, int socket) override {
         const int size = 16 * 1024;
         ::setsockopt(socket, SOL_SOCKET, SO_SNDBUF, &size, sizeof size);
@@ -124,7 +124,7 @@ class SoakServer : public WebSocketServer<SoakUser, SoakConfig> {
         }
     }
 
-    // That a hook threw, or a queue ran over, is what the clients are after.
+    // Hooks that throw and queues that overflow are part of the test: log nothing.
     void console(WSLevel, std::string_view) override {}
 
   private:

@@ -1,17 +1,18 @@
 // SPDX-License-Identifier: MIT
 // Extendible WebSocket Server
 
-// `make soak`: hundreds of clients of all habits come, talk, stall and vanish, against a
-// server that this program starts:
+// `make soak`: hundreds of clients with different habits connect, talk, stall and vanish.
+// The program starts the server they talk to:
 //
 //     soak --server PROGRAM [--seconds 300] [--clients 300] [--seed 6455]
 //
-// There are two rounds, of a quarter and of the rest of that time. In each, whoever goes
-// is followed by another of the same habit, until all leave. The first round shows what
-// the server holds once it has seen everything; after the second it may not hold more.
+// There are two rounds, of a quarter and three quarters of that time. During a round, each
+// client that leaves is replaced by another with the same habit; at its end all leave. The
+// first round shows what the server holds once it has seen everything; after the second it
+// must not hold more.
 //
-// What is promised to each habit stands in habits.h. At last come a table of what was
-// done and "N passed, N failed": one for each habit, and some for the server.
+// habits.h says what each habit may expect. At the end come a table of what was done and
+// "N passed, N failed": one check for each habit, and some for the server.
 
 #include <array>
 #include <cstdint>
@@ -38,8 +39,8 @@ namespace {
 // After a round, the server's deadlines of a few seconds may still be running.
 constexpr auto kSettling = 30s;
 
-// How much more the heap may hold after the second round than after the first: no more
-// than it takes for some arrays to have grown, when more came at once than before.
+// How much more the heap may hold after the second round than after the first: enough for
+// some arrays to have grown, because more clients came at once than before.
 constexpr std::uint64_t kHeapTolerance = 64 * 1024;
 
 struct Options {
@@ -68,7 +69,7 @@ class Server {
     int port() const { return port_; }
     State state() const;
 
-    // Asks it to end; says what is wrong with the way in which it does.
+    // Asks the server to stop. Returns what is wrong with how it exits; empty if nothing is.
     std::string end() {
         ::kill(pid_, SIGTERM);
         const Time patience = Clock::now() + kPatience;
@@ -76,7 +77,7 @@ class Server {
         if (pid_ > 0) wait(SIGKILL);
         if (WIFSIGNALED(status_))
             return "was killed by signal " + std::to_string(WTERMSIG(status_));
-        return status_ == 0 ? "" : "has the status " + std::to_string(WEXITSTATUS(status_));
+        return status_ == 0 ? "" : "exits with status " + std::to_string(WEXITSTATUS(status_));
     }
 
     bool running() {
@@ -84,7 +85,7 @@ class Server {
         return pid_ > 0;
     }
 
-    // What it has written to its standard error.
+    // What the server has written to stderr.
     std::string errors() const {
         std::string text(4000, '\0');
         std::rewind(errors_);
@@ -104,8 +105,8 @@ class Server {
     std::FILE *output_ = nullptr, *errors_ = nullptr;
 };
 
-// Lets it print its port into a pipe, its complaints into a file. Without glibc's caches
-// of freed blocks, what it says of its heap is exact.
+// The server prints its port into a pipe; its stderr goes to a file. glibc's caches of freed
+// blocks are off, so that the size of the heap that it reports is exact.
 Server::Server(const std::string &program) {
     std::array<int, 2> pipe{};
     errors_ = std::tmpfile();
@@ -126,7 +127,7 @@ Server::Server(const std::string &program) {
         throw std::runtime_error("the server does not start: " + errors());
 }
 
-// Sends this and gives what comes back, up to the end of the connection.
+// Sends the request and returns all that comes back until the connection ends.
 std::string Server::ask(const std::string &request) const {
     const int fd = ::socket(AF_INET, SOCK_STREAM, 0);
     sockaddr_in address{};
@@ -145,8 +146,8 @@ std::string Server::ask(const std::string &request) const {
     return answer;
 }
 
-// What GET /state tells. The server may keep one message's memory for the next one: so that
-// this is always as much, it is sent one before, in two fragments.
+// What GET /state reports. The server may keep the memory of one message for the next; a
+// fragmented message sent before makes this memory the same size each time.
 State Server::state() const {
     const std::string half(100, '.');
     ask(upgrade("/") + frame(kText, half, 1) + frame(kFin, half, 2) + frame(kFin | kClose, "", 3));
@@ -155,7 +156,7 @@ State Server::state() const {
     for (const char *name : {"users", "descriptors", "heap", "said", "preConnect", "postConnect",
                              "preDisconnect", "postDisconnect"}) {
         const std::size_t found = answer.find('"' + std::string(name) + '"');
-        if (found == answer.npos) throw std::runtime_error("the server does not tell its state");
+        if (found == answer.npos) throw std::runtime_error("the server does not report its state");
         state[name] = std::strtoull(&answer[answer.find(':', found) + 1], nullptr, 10);
     }
     return state;
@@ -169,11 +170,11 @@ struct Tally {
     std::uint64_t came = 0, sent = 0, heard = 0, complaints = 0;
 };
 
-// A place for one client of a habit, and, when that has gone, for the next.
+// A place for one client with a habit, and, once it has gone, for the next.
 struct Place {
     std::size_t habit = 0;
     std::unique_ptr<Client> client;
-    Time next;  // when somebody comes
+    Time next;  // when the next client comes
 };
 
 class Crowd {
@@ -186,9 +187,9 @@ class Crowd {
         }
     }
 
-    // Lets them come and go for that time, then leave.
+    // Lets clients come and go for that time, then makes all leave.
     void round(std::chrono::milliseconds time, Server &server);
-    void chorus(Server &server);  // of the singers, see habits.h
+    void chorus(Server &server);  // of all singers, see habits.h
 
     void printTable() const;
     const std::array<Tally, kHabits.size()> &tallies() const { return tallies_; }
@@ -200,7 +201,7 @@ class Crowd {
                             [](const Place &place) { return place.client != nullptr; });
     }
     void turn(Server &server);
-    void letCome(Place &place);
+    void spawn(Place &place);
     void noteEnd(Place &place);
 
     World &world_;
@@ -226,19 +227,19 @@ void Crowd::chorus(Server &server) {
     places_.resize(before + singers);
     for (std::size_t i = before; i < places_.size(); ++i) {
         places_[i].habit = kSinger;
-        letCome(places_[i]);
+        spawn(places_[i]);
     }
     while (!empty()) turn(server);
     places_.resize(before);
 }
 
-// Each waits for no longer than its patience, so this comes to an end.
+// No client waits for longer than kPatience, so loops of turns end.
 void Crowd::turn(Server &server) {
     if (!server.running()) throw std::runtime_error("the server has ended: " + server.errors());
     polled_.clear();
     Time until = world_.now + 100ms;
     for (Place &place : places_) {
-        if (!place.client && !world_.closing && world_.now >= place.next) letCome(place);
+        if (!place.client && !world_.closing && world_.now >= place.next) spawn(place);
         polled_.push_back(place.client ? place.client->wanted() : pollfd{-1, 0, 0});
         if (place.client) until = std::min(until, place.client->wakesAt());
     }
@@ -255,7 +256,7 @@ void Crowd::turn(Server &server) {
     longestTurn_ = std::max(longestTurn_, Clock::now() - world_.now);
 }
 
-void Crowd::letCome(Place &place) {
+void Crowd::spawn(Place &place) {
     place.client = kHabits[place.habit].make(world_);
     place.client->begin(kHabits[place.habit].receiveBuffer);
     ++tallies_[place.habit].came;
@@ -284,7 +285,7 @@ void Crowd::printTable() const {
 }
 
 // ----------------------------------------------------------------------------
-// What is checked
+// Checks
 // ----------------------------------------------------------------------------
 
 class Checks {
@@ -302,7 +303,7 @@ class Checks {
     int passed_ = 0, failed_ = 0;
 };
 
-// The server's state, once nobody is connected any more, or when that has taken too long.
+// The server's state once no client is connected, or when that has taken too long.
 State settled(const Server &server, std::uint64_t descriptors) {
     const Time patience = Clock::now() + kSettling;
     State state = server.state();
@@ -322,7 +323,7 @@ void checkState(Checks &checks, State start, State warm, State end) {
     checks.check(end["users"] == 0, "users left: " + std::to_string(end["users"]));
     checks.check(end["descriptors"] == start["descriptors"],
                  fromTo("descriptors at the start", start, end, "descriptors"));
-    if (warm["heap"] == 0) std::printf("(nobody tells the size of this server's heap)\n");
+    if (warm["heap"] == 0) std::printf("(this system does not tell the size of the heap)\n");
     else
         checks.check(end["heap"] <= warm["heap"] + kHeapTolerance,
                      fromTo("bytes on the heap after the first round", warm, end, "heap"));
@@ -338,7 +339,7 @@ void checkState(Checks &checks, State start, State warm, State end) {
 
 bool soak(const Options &options) {
     Server server(options.server);
-    ::signal(SIGPIPE, SIG_IGN);  // only now: the server must do without that
+    ::signal(SIGPIPE, SIG_IGN);  // only now, because the server would inherit it
     World world(server.port(), options.seed);
     Crowd crowd(world, options.clients);
     Checks checks;
@@ -361,11 +362,11 @@ bool soak(const Options &options) {
         const Tally &tally = crowd.tallies()[i];
         checks.check(tally.came > 0 && tally.complaints == 0,
                      kHabits[i].name + ": "s + std::to_string(tally.complaints) +
-                         " complaints of " + std::to_string(tally.came));
+                         " complaints from " + std::to_string(tally.came) + " clients");
     }
     checkState(checks, start, warm, end);
-    checks.check(wrong.empty(), "the server ends" + (wrong.empty() ? "" : ", but " + wrong));
-    checks.check(errors.empty(), "it complains of nothing" + (errors.empty() ? "" : ": " + errors));
+    checks.check(wrong.empty(), "the server stops" + (wrong.empty() ? "" : ", but " + wrong));
+    checks.check(errors.empty(), "its stderr is empty" + (errors.empty() ? "" : ": " + errors));
     return checks.report();
 }
 
@@ -384,7 +385,7 @@ Options optionsFrom(int argc, char **argv) {
     return options;
 }
 
-// As many descriptors as it may have.
+// Allows this process as many descriptors as it may have, up to 8192.
 void raiseLimit() {
     rlimit files{};
     ::getrlimit(RLIMIT_NOFILE, &files);
