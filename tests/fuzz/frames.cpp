@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: MIT
 // Extendible WebSocket Server
 
-// Fuzzes the decoder of frames and messages. Whatever a client's bytes are and however they
-// are cut, MessageReader finds the same, and it is what a second decoder finds (reference.h).
+// Fuzzes the decoder of frames and messages. Whatever bytes a client sends, and however they
+// are cut, MessageReader must find what a second decoder finds (reference.h).
 //
 // Input: a byte that chooses the limits, a byte that chooses the cuts, a client's frames.
 
@@ -41,13 +41,13 @@ void Feeder::pieces(std::string_view bytes, std::size_t most) {
     }
 }
 
-// As WSLoop::readFrom() does it: first into the room that the reader offers, what does not
-// fit there into a buffer of our own.
+// As WSLoop::readFrom() does it: first into the room that the reader offers, then, for what
+// does not fit, into a buffer of our own.
 void Feeder::roomy(std::string_view bytes, std::size_t most) {
     while (!bytes.empty() && outcome.code == 0) {
         const std::size_t asked = 1 + below(most);
         const MessageReader::Room room = reader_.room(asked);
-        check(room.size <= asked, "no more room than was asked for");
+        check(room.size <= asked, "the reader offers no more room than was asked for");
         const std::size_t got = std::min(bytes.size(), 1 + below(asked));
         const std::size_t inRoom = std::min(got, room.size);
         std::copy_n(bytes.data(), inRoom, room.bytes);
@@ -58,7 +58,7 @@ void Feeder::roomy(std::string_view bytes, std::size_t most) {
     }
 }
 
-// In a buffer of exactly that size, which the reader may change.
+// Reads from a heap buffer of exactly that size, which the reader may change.
 void Feeder::feed(std::string_view piece) {
     const std::unique_ptr<char[]> bytes(new char[piece.size()]);
     std::copy(piece.begin(), piece.end(), bytes.get());
@@ -69,13 +69,13 @@ void Feeder::read(char *bytes, std::size_t size) {
     for (;;) {
         MessageReader::Found found;
         const Progress progress = reader_.read(bytes, size, limits_, found);
-        check(progress.used <= size, "no more is used than there is");
+        check(progress.used <= size, "no more bytes are used than there are");
         if (progress.answer == Progress::bad) {
             outcome.code = progress.code;
             check(std::strlen(progress.reason) > 0, "a failure has a reason");
         }
         if (progress.answer != Progress::done) return;
-        check(progress.used > 0, "what is found has used something");
+        check(progress.used > 0, "what is found has used bytes");
         if (found.opcode != Opcode::continuation) note(found);
         bytes += progress.used;
         size -= progress.used;
@@ -85,20 +85,20 @@ void Feeder::read(char *bytes, std::size_t size) {
 void Feeder::note(const MessageReader::Found &found) {
     const bool control = found.opcode >= Opcode::close;
     check(found.payload.size() <= (control ? kMaxControlPayload : limits_.maxMessageBytes),
-          "what is found keeps to the limits");
+          "what is found is within the limits");
     check(found.opcode != Opcode::text || isText(found.payload), "text is UTF-8");
     outcome.add(found.opcode, found.payload);
     if (found.assembled && below(2) == 0)
         check(*reader_.take() == outcome.found.back().second, "what is taken is what was found");
 }
 
-// --- what is made of it -------------------------------------------------------------------
+// --- what was found -----------------------------------------------------------------------
 
-// A Close is understood as RFC 6455 5.5.1 and 7.4 have it, and written as it was read.
+// A Close is parsed as RFC 6455 5.5.1 and 7.4 demand, and encodes to what was parsed.
 void checkClose(std::string_view payload) {
     ClosePayload close;
     const Progress progress = parseClose(payload, close);
-    if (payload.empty()) return check(close.code == 1005, "no code is 1005");
+    if (payload.empty()) return check(close.code == 1005, "a Close without a code is 1005");
     const int code = payload.size() < 2 ? 0
                                         : static_cast<unsigned char>(payload[0]) * 256 +
                                               static_cast<unsigned char>(payload[1]);
@@ -106,23 +106,23 @@ void checkClose(std::string_view payload) {
     const bool allowed =
         (code >= 1000 && code < 1015 && !reserved) || (code >= 3000 && code < 5000);
     const int wanted = !allowed ? 1002 : !isText(payload.substr(2)) ? 1007 : 0;
-    check(progress.code == wanted, "a Close is refused for what is wrong with it");
+    check(progress.code == wanted, "a bad Close is refused with the right code");
     if (wanted != 0) return;
-    check(close.code == code && close.reason == payload.substr(2), "a Close is understood");
-    check(encodeClose(code, close.reason) == payload, "a Close is written as it was read");
+    check(close.code == code && close.reason == payload.substr(2), "a Close is parsed");
+    check(encodeClose(code, close.reason) == payload, "a Close encodes to what was parsed");
 }
 
-// The header that we would send it with: masked, it is a client's, and can be read.
+// The header that the server would send; with a mask it is a client's, and must be readable.
 void checkHeader(Opcode opcode, std::size_t length) {
     std::string bytes(frameHeaderSize(length), '\0');
     encodeFrameHeader(bytes.data(), opcode, length);
-    check((bytes[1] & 0x80) == 0, "what we send is not masked");
+    check((bytes[1] & 0x80) == 0, "the server's frames are not masked");
     bytes[1] = static_cast<char>(bytes[1] | '\x80');
     FrameHeader header;
     const Progress progress = parseFrameHeader(bytes.append(4, 'k'), header);
     check(progress.answer == Progress::done && progress.used == bytes.size() && header.fin &&
               header.opcode == opcode && header.length == length,
-          "a header that is written can be read");
+          "an encoded header can be parsed");
 }
 
 }  // namespace
@@ -137,13 +137,13 @@ extern "C" int LLVMFuzzerTestOneInput(const unsigned char *data, std::size_t siz
     const Outcome expected = Reference(bytes, limits).outcome;
     Feeder whole(limits, seed), bytewise(limits, seed), pieces(limits, seed), roomy(limits, seed);
     whole.whole(bytes);
-    check(whole.outcome == expected, "the same is found as by the other decoder");
+    check(whole.outcome == expected, "both decoders find the same");
     bytewise.pieces(bytes, 1);
     check(bytewise.outcome == expected, "the same is found byte by byte");
     pieces.pieces(bytes, 1 + seed);
     check(pieces.outcome == expected, "the same is found in pieces");
     roomy.roomy(bytes, 2 + 4 * seed);
-    check(roomy.outcome == expected, "the same is found when it is received into the room");
+    check(roomy.outcome == expected, "the same is found in the room that the reader offers");
 
     for (const auto &[opcode, payload] : expected.found) {
         checkHeader(opcode, payload.size());

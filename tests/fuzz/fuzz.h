@@ -1,9 +1,8 @@
 // SPDX-License-Identifier: MIT
 // Extendible WebSocket Server
 
-// What the fuzz targets share: server.cpp itself, whose parts they reach because it is
-// included here; the rules that must hold whatever comes; and what checks them without
-// asking the code that is under test.
+// What the fuzz targets share: server.cpp itself, included so that they reach its parts;
+// check(); and parsers that do not rely on the code under test.
 
 #ifndef WS_TESTS_FUZZ_H
 #define WS_TESTS_FUZZ_H
@@ -17,14 +16,14 @@
 
 #include <cstdlib>
 
-// A rule that must hold. The fuzzer keeps the input that breaks it.
+// A rule that must hold for any input. The fuzzer keeps an input that breaks it.
 inline void check(bool holds, const char *rule) {
     if (holds) return;
     std::fprintf(stderr, "broken: %s\n", rule);
     std::abort();
 }
 
-// The fuzzer's bytes, used up from the front. Behind their end are zeros.
+// The fuzzer's bytes, consumed from the front. After the last one come zeros.
 class Input {
   public:
     Input(const unsigned char *bytes, std::size_t size)
@@ -45,9 +44,9 @@ class Input {
     std::string_view rest_;
 };
 
-// --- UTF-8, by its definition: decode it, and see whether it was the shortest way ---------
+// --- UTF-8, by its definition: decode it, and see whether it was the shortest form --------
 
-// The size of the character that stands first; 0 if none does.
+// The size of the first character; 0 if the text does not begin with a whole, valid one.
 inline std::size_t characterSize(std::string_view text) {
     constexpr std::array<unsigned long, 5> kLeast{0, 0, 0x80, 0x800, 0x10000};
     const auto lead = static_cast<unsigned char>(text[0]);
@@ -67,7 +66,7 @@ inline std::size_t characterSize(std::string_view text) {
     return value >= kLeast[size] && value <= 0x10FFFF && !surrogate ? size : 0;
 }
 
-// What is left behind the last whole character.
+// What is left after the last whole character.
 inline std::string_view textRest(std::string_view text) {
     while (!text.empty() && characterSize(text) > 0) text.remove_prefix(characterSize(text));
     return text;
@@ -75,8 +74,8 @@ inline std::string_view textRest(std::string_view text) {
 
 inline bool isText(std::string_view text) { return textRest(text).empty(); }
 
-// Whether more bytes could still make it text. In each range of second bytes the first or
-// the last one of all is allowed, so these two are tried.
+// Whether more bytes could still complete the text. Every lead byte allows 0x80 or 0xBF as
+// the second byte, so trying these two is enough.
 inline bool canBecomeText(std::string_view text) {
     const std::string_view rest = textRest(text);
     for (std::size_t missing = 0; missing < 4; ++missing)
@@ -92,8 +91,8 @@ struct Answer {
     std::size_t head = 0, body = 0;
 };
 
-// Checks a response that begins `bytes`: lines end with CR LF, no other byte is a control
-// character, and the length of the body is what the head says.
+// Checks the response at the start of `bytes`: its lines end with CR LF and contain no other
+// control characters. Returns what its head announces.
 inline Answer readAnswer(std::string_view bytes) {
     Answer answer;
     const std::size_t end = bytes.find("\r\n\r\n");
@@ -106,7 +105,8 @@ inline Answer readAnswer(std::string_view bytes) {
         for (const char c : line)
             check(c < 0 || c >= ' ' || c == '\t', "an answer's head has no control characters");
         if (answer.status == 0) {
-            check(line.size() >= 13 && line.substr(0, 9) == "HTTP/1.1 ", "a status line begins");
+            check(line.size() >= 13 && line.substr(0, 9) == "HTTP/1.1 ",
+                  "an answer begins with a status line");
             answer.status = std::atoi(std::string(line.substr(9, 3)).c_str());
         } else {
             check(line.find(": ") != line.npos, "a header line has a colon");
@@ -115,8 +115,9 @@ inline Answer readAnswer(std::string_view bytes) {
             answer.body = std::stoul(std::string(line.substr(16)));
         closes = closes || line.substr(0, 17) == "Connection: close";
     }
-    check(answer.status == 101 || (answer.status >= 200 && answer.status <= 599), "a status");
-    check(closes == (answer.status != 101), "all answers but 101 are the last");
+    check(answer.status == 101 || (answer.status >= 200 && answer.status <= 599),
+          "an answer has a valid status");
+    check(closes == (answer.status != 101), "every answer but 101 closes the connection");
     return answer;
 }
 

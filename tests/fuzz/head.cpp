@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: MIT
 // Extendible WebSocket Server
 
-// Fuzzes the head of an HTTP request and all that is made of it. Whole and in pieces it
-// gets the same answer; what is accepted is what a plain reading of RFC 9112 gives; and
-// whatever hooks see of it is free of CR, LF and NUL.
+// Fuzzes the head of an HTTP request and all that is derived from it. Whole and in pieces, a
+// head must get the same answer; an accepted head must parse as a plain reading of RFC 9112
+// says; and nothing that hooks see of it may contain CR, LF or NUL.
 //
 // Input: the bytes of a request.
 
@@ -18,7 +18,7 @@ struct Parsed {
     RequestHead head;
 };
 
-// As if `step` bytes came at a time, the first time `first`.
+// Parses as if `first` bytes came first, then `step` bytes at a time.
 Parsed parseInPieces(std::string_view bytes, std::size_t first, std::size_t step) {
     Parsed parsed;
     std::size_t seen = 0;
@@ -31,7 +31,7 @@ Parsed parseInPieces(std::string_view bytes, std::size_t first, std::size_t step
     }
 }
 
-// Not only the same text: the same place.
+// The same text at the same address.
 bool same(std::string_view a, std::string_view b) {
     return a == b && (a.empty() || a.data() == b.data());
 }
@@ -55,7 +55,7 @@ bool isClean(std::string_view text) {
     return text.find_first_of(std::string_view("\r\n\0", 3)) == text.npos;
 }
 
-// Reads the text of a head that was accepted anew, line by line.
+// Parses an accepted head a second time, line by line.
 void checkAccepted(std::string_view text, const RequestHead &head) {
     check(text.find("\r\n\r\n") == text.size() - 4, "a head ends with its first empty line");
     std::size_t fields = 0;
@@ -63,7 +63,7 @@ void checkAccepted(std::string_view text, const RequestHead &head) {
     for (bool first = true; !lines.empty(); first = false) {
         const std::string_view line = lines.substr(0, lines.find("\r\n"));
         lines.remove_prefix(line.size() + 2);
-        check(isClean(line), "a head that is accepted has no bare CR, LF or NUL");
+        check(isClean(line), "an accepted head has no bare CR, LF or NUL");
         if (first) {
             check(line.substr(0, head.method.size() + 1) == std::string(head.method) + ' ' &&
                       line.substr(line.size() - 9, 8) == " HTTP/1.",
@@ -71,7 +71,7 @@ void checkAccepted(std::string_view text, const RequestHead &head) {
             check(
                 line.find(std::string(head.path) + (head.query.empty() ? "" : "?")) != line.npos ||
                     head.path == "/",
-                "the path is the target's");
+                "the path comes from the target");
             continue;
         }
         const Field &field = head.fields.at(fields++);
@@ -92,8 +92,9 @@ void checkResponse(const WSResponse &response) {
     for (const bool withBody : {false, true}) {
         const std::string text = encodeResponse(response, 1'700'000'000, withBody);
         const Answer answer = readAnswer(text);
-        check(answer.status == response.status, "a refusal says its status");
-        check(text.size() == answer.head + (withBody ? answer.body : 0), "a refusal is whole");
+        check(answer.status == response.status, "a refusal has its status");
+        check(text.size() == answer.head + (withBody ? answer.body : 0),
+              "a refusal has the length it announces");
     }
 }
 
@@ -105,7 +106,7 @@ std::size_t count(const RequestHead &head, std::string_view name) {
     return times;
 }
 
-// What must be true of a request that would be let in, at the least.
+// The least that must be true of a request that the server would accept.
 void checkHandshake(const RequestHead &head) {
     const WSResponse request = checkRequest(head), upgrade = checkUpgrade(head);
     checkResponse(request);
@@ -113,29 +114,30 @@ void checkHandshake(const RequestHead &head) {
     const std::string protocol =
         chooseProtocol({"chat.v2", "chat.v1"}, fieldValue(head, "Sec-WebSocket-Protocol"));
     check(protocol.empty() || protocol == "chat.v2" || protocol == "chat.v1",
-          "a subprotocol is one of ours");
+          "the subprotocol is one of the server's");
     if (request.status != 0) return;
     check((head.method == "GET" || head.method == "HEAD") && head.path.substr(0, 1) == "/" &&
               count(head, "Host") == 1 && count(head, "Transfer-Encoding") == 0,
-          "a request that is in order is for a path, with a Host and no body");
+          "a valid request is for a path, with one Host and no body");
     if (upgrade.status != 0) return;
-    check(head.method == "GET" && asksForWebSocket(head), "who is upgraded has asked for it");
+    check(head.method == "GET" && asksForWebSocket(head),
+          "only a client that asks for it is upgraded");
     const std::string key = fieldValue(head, "Sec-WebSocket-Key");
     check(count(head, "Sec-WebSocket-Key") == 1 && key.size() == 24 && key.substr(22) == "==" &&
               isClean(key) && fieldValue(head, "Sec-WebSocket-Version") == "13" &&
               count(head, "Connection") > 0 && count(head, "Upgrade") > 0,
-          "who is upgraded has sent what RFC 6455 4.2.1 lists");
-    check(acceptKey(key).size() == 28, "the key's answer is the base64 of 20 bytes");
+          "an upgraded client has sent what RFC 6455 4.2.1 lists");
+    check(acceptKey(key).size() == 28, "the accept key is the base64 of 20 bytes");
 }
 
-// What hooks are shown.
+// Checks what hooks see of the request.
 void checkRequestOf(std::string_view text, const RequestHead &head) {
     const WSRequest request{std::string(text), "::1"};
     check(request.method() == head.method && request.path() == head.path &&
               request.query() == head.query && request.headers().size() == head.fields.size(),
-          "a user's request is the one that came");
+          "a user's request is the one that was parsed");
     for (const auto &[name, value] : request.headers()) {
-        check(request.hasHeader(name), "each header can be asked for");
+        check(request.hasHeader(name), "each header can be found");
         check(request.header(name).find(value) != std::string::npos, "a header has its value");
         const std::string cookie = request.cookie(value.substr(0, value.find('=')));
         check(isClean(request.header(name)) && isClean(cookie), "headers are clean");
@@ -145,32 +147,34 @@ void checkRequestOf(std::string_view text, const RequestHead &head) {
     const std::string query = request.query();
     check(isClean(request.path()) && isClean(query), "path and query are clean");
     check(request.parameter(query.substr(0, query.find('='))).size() <= query.size(),
-          "decoding makes nothing longer");
+          "decoding makes no text longer");
 }
 
-// The small parsers, given anything.
+// Gives any text to the small parsers.
 void checkParts(std::string_view text) {
     std::string_view host, port;
     if (splitHost(text, host, port)) {
-        check(isClean(text) && text.find_first_of("/@ ") == text.npos, "a host is no more");
+        check(isClean(text) && text.find_first_of("/@ ") == text.npos,
+              "a host is nothing but a host");
         check(text == std::string(host) + std::string(text.substr(host.size())) &&
                   (port.empty() || std::stoul(std::string(port)) <= 65535),
-              "host and port are the text's");
+              "host and port are parts of the text");
     }
     if (const auto origin = normalOrigin(text)) {
         check(isClean(*origin) && origin->find("://") != std::string::npos, "an origin is clean");
         const auto again = origin->back() == ':' ? origin : normalOrigin(*origin);
-        check(again == origin, "an origin in one spelling stays as it is");
+        check(again == origin, "a normal origin stays as it is");
     }
     if (const auto bytes = base64Decode(text)) {
         const auto again = base64Decode(base64Encode(*bytes));
         check(again == bytes && base64Encode(*bytes).size() == text.size(),
-              "base64 that is decoded can be encoded");
+              "decoded base64 can be encoded again");
     }
     for (const auto &split : {splitList, splitFromRight})
         for (const std::string_view element : split(text, ','))
-            check(!element.empty() && trim(element) == element, "elements are trimmed, none empty");
-    check(decodePercent(text).size() <= text.size(), "decoding makes nothing longer");
+            check(!element.empty() && trim(element) == element,
+                  "elements are trimmed and not empty");
+    check(decodePercent(text).size() <= text.size(), "decoding makes no text longer");
 }
 
 }  // namespace
@@ -185,7 +189,7 @@ extern "C" int LLVMFuzzerTestOneInput(const unsigned char *data, std::size_t siz
     checkSame(whole, parseInPieces(bytes, size / 2, 7));
     checkParts(bytes);
     if (whole.progress.answer == Progress::bad)
-        check(whole.progress.code == 400, "what is malformed is a bad request");
+        check(whole.progress.code == 400, "a malformed head is a bad request");
     if (whole.progress.answer != Progress::done) return 0;
 
     const std::string_view text = bytes.substr(0, whole.progress.used);

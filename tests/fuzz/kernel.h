@@ -2,12 +2,12 @@
 // Extendible WebSocket Server
 
 // A kernel in memory: sockets, the wake pipe, poll() and the clock, for one server at a
-// time. The linker leads the server's system calls here (--wrap). What peers do, when a
-// call fails or comes short, and how time goes is read from the fuzzer's input, event by
-// event: see Kernel::event().
+// time. The linker sends the server's system calls here (--wrap). The fuzzer's input says,
+// event by event, what peers do, which calls fail or come short, and how time passes: see
+// Kernel::event().
 //
-// It is stricter than a real one: descriptors are never used again, so whoever touches one
-// that is closed is caught, and nobody may wait for ever or go round without waiting.
+// It is stricter than a real kernel: it never reuses descriptors, so it catches any use of a
+// closed one, and the server may neither wait forever nor loop without waiting.
 
 #ifndef WS_TESTS_FUZZ_KERNEL_H
 #define WS_TESTS_FUZZ_KERNEL_H
@@ -20,12 +20,12 @@ struct Socket {
     enum Kind { listener, stream, pipeEnd } kind = stream;
     int family = AF_INET;
     bool isOpen = false, wasAccepted = false;
-    std::string sent;    // all that the peer has sent, and
-    std::string input;   // what of it the server has not read yet
-    std::string output;  // all that it has written
+    std::string sent;    // all that the peer has sent
+    std::string input;   // what the server has not read of it yet
+    std::string output;  // all that the server has written
     bool inputEnded = false, outputEnded = false;
     bool reset = false, resetSeen = false;
-    std::size_t window = kUnlimited;  // what of the output the peer will still take
+    std::size_t window = kUnlimited;  // how much more output the peer takes
 
     static constexpr std::size_t kUnlimited = std::size_t(-1);
 };
@@ -55,23 +55,23 @@ class Kernel {
     Kernel(const Kernel &) = delete;
     Kernel &operator=(const Kernel &) = delete;
 
-    static inline Kernel *current = nullptr;  // null: the real one answers
+    static inline Kernel *current = nullptr;  // null: calls go to the real kernel
     static bool owns(int fd) { return current != nullptr && (fd < 0 || fd >= kFirst); }
 
-    std::function<void()> stop;             // asks the server for its end, as a thread would
-    std::function<void(unsigned)> action;   // what the next hook shall do
-    std::function<void()> inputOver;        // nothing new will happen
-    std::function<void()> calm;             // and all that had to be done is done
-    std::int64_t shutdownMilliseconds = 0;  // what the end may take then
-    void setUp();                           // faults that the server's start shall meet
+    std::function<void()> stop;             // asks the server to stop, as a thread would
+    std::function<void(unsigned)> action;   // tells the next hook what to do
+    std::function<void()> inputOver;        // called when no more events will come,
+    std::function<void()> calm;             // and when the server has nothing left to do
+    std::int64_t shutdownMilliseconds = 0;  // how long the shutdown may take after that
+    void setUp();                           // reads the faults that the server's start meets
     bool over() const { return over_; }
     void pass(std::int64_t milliseconds) { now_ += milliseconds; }
 
     const std::vector<int> &peers() const { return peers_; }
     const Socket &at(int fd) const;
-    void checkClosed() const;  // nothing is left open
+    void checkClosed() const;  // that nothing is left open
 
-    // The system calls. What returns -1 has set errno.
+    // The system calls. One that returns -1 has set errno.
     int poll(pollfd *fds, std::size_t count, int timeout);
     ssize_t receive(int fd, const iovec *pieces, std::size_t count);
     ssize_t send(int fd, const iovec *pieces, std::size_t count, int flags);
@@ -82,12 +82,12 @@ class Kernel {
     int pipe(int *ends);
     ssize_t read(int fd, char *bytes, std::size_t size);
     ssize_t write(int fd, const char *bytes, std::size_t size);
-    int call(Call call, int fd);  // one that does nothing
+    int call(Call call, int fd);  // a call that does nothing
     bool fails(Call call);
     void tell(timespec *time) const;
 
   private:
-    static constexpr int kFirst = 1'000'000;  // no real descriptor
+    static constexpr int kFirst = 1'000'000;  // above all real descriptors
     static constexpr std::size_t kMostPeers = 12, kMostInput = 64 * 1024;
 
     Socket &use(int fd);
@@ -106,17 +106,17 @@ class Kernel {
     Input &input_;
     std::vector<Socket> sockets_;
     std::vector<int> peers_, backlog_;
-    std::array<int, kCalls> errors_{};      // what the next call fails with
-    std::size_t cut_ = Socket::kUnlimited;  // recv() gives no more at once
+    std::array<int, kCalls> errors_{};      // errno of the next call of each kind; 0: it succeeds
+    std::size_t cut_ = Socket::kUnlimited;  // recv() returns at most this much
     std::int64_t now_ = 1'000'000;          // milliseconds
     bool over_ = false, stopped_ = false;
     std::int64_t overSince_ = 0, stoppedSince_ = 0;
     int turnsSince_ = 0;
 };
 
-// --- what happens -------------------------------------------------------------------------
+// --- events -------------------------------------------------------------------------------
 
-// The handshake of RFC 6455 1.2, with more of what hooks may ask for.
+// The handshake of RFC 6455 1.2, with more of what hooks can read.
 constexpr std::string_view kHandshake =
     "GET /chat?room=1 HTTP/1.1\r\nHost: a.example\r\nUpgrade: websocket\r\n"
     "Connection: keep-alive, Upgrade\r\nOrigin: http://a.example\r\nCookie: id=1\r\n"
@@ -124,8 +124,8 @@ constexpr std::string_view kHandshake =
     "Sec-WebSocket-Version: 13\r\n\r\n";
 constexpr std::string_view kPlainGet = "GET /page HTTP/1.1\r\nHost: a.example\r\n\r\n";
 
-// Events are letters, so that a seed can be read; but only the low four bits count, so that
-// any byte is one. A space is a 'p'.
+// Events are letters, so that seeds are readable; only the low four bits count, so that every
+// byte is an event. A space is a 'p'.
 constexpr unsigned letter(char c) { return static_cast<unsigned>(c) & 0xF; }
 
 inline void Kernel::setUp() {
@@ -137,21 +137,21 @@ inline void Kernel::happen() {
         if (!event()) return;
 }
 
-// False: poll() returns, the server has its turn.
+// False if poll() is to return, so that the server has its turn.
 inline bool Kernel::event() {
     const unsigned what = input_.byte() & 0xF;
     switch (what) {
     case letter('p'): return false;
     case letter('q'): stop(); break;
-    case letter('c'):  // somebody connects
+    case letter('c'):  // a peer connects
         if (peers_.size() == kMostPeers) break;
         peers_.push_back(make(Socket::stream, peers_.size() % 2 ? AF_INET6 : AF_INET, false));
         backlog_.push_back(peers_.back());
         break;
-    case letter('t'): now_ += 40 * input_.byte(); break;  // t TIME passes
-    case letter('i'): fault(); break;                     // i CALL fails
-    case letter('k'): action(input_.byte()); break;       // k ACTION, for the next hook
-    case letter('z'):                                     // z SIZE: recv() gives no more
+    case letter('t'): now_ += 40 * input_.byte(); break;  // t TIME: time passes
+    case letter('i'): fault(); break;                     // i FAULT: a call fails
+    case letter('k'): action(input_.byte()); break;       // k ACTION: for the next hook
+    case letter('z'):                                     // z SIZE: recv() returns at most that
         cut_ = input_.byte();
         if (cut_ == 0) cut_ = Socket::kUnlimited;
         break;
@@ -162,7 +162,8 @@ inline bool Kernel::event() {
     return true;
 }
 
-// i CALL: the call in the low four bits fails when it is made next, as the others say.
+// i FAULT: the low four bits choose a call, which fails once with the error that the high four
+// bits choose.
 inline void Kernel::fault() {
     constexpr std::array<int, 16> kErrors{
         EINTR,        EAGAIN,        ECONNRESET, EMFILE,    ENOBUFS, ENOMEM, EADDRINUSE, EPIPE,
@@ -171,14 +172,14 @@ inline void Kernel::fault() {
     errors_[(what & 0xF) % kCalls] = kErrors[what >> 4];
 }
 
-// A letter, a byte that says to whom (it was read), and arguments.
+// Events of one peer: a letter, a byte that chooses the peer (both read already), arguments.
 inline void Kernel::happenTo(Socket &peer, unsigned what) {
     switch (what) {
     case letter('h'): arrive(peer, kHandshake); break;
     case letter('l'): arrive(peer, kPlainGet); break;
     case letter('e'): peer.inputEnded = true; break;
     case letter('r'): peer.reset = true; break;
-    case letter('w'):  // w PEER SIZE: that much is taken from the server, 255: all
+    case letter('w'):  // w PEER SIZE: the peer takes that much output; 255: all
         peer.window = input_.byte();
         if (peer.window == 255) peer.window = Socket::kUnlimited;
         break;
@@ -187,18 +188,18 @@ inline void Kernel::happenTo(Socket &peer, unsigned what) {
         frame(peer, first, input_.bytes(length));
         break;
     }
-    case letter('m'):  // m PEER SIZE: a binary message, 16 times as long
+    case letter('m'):  // m PEER SIZE: a binary message of 16 times that size
         frame(peer, 0x82, std::string(std::size_t{16} * input_.byte(), 'm'));
         break;
-    case letter('n'):  // a nice goodbye
+    case letter('n'):  // n PEER: a clean close
         frame(peer, 0x88, "\x03\xE8");
         peer.inputEnded = true;
         break;
-    default: arrive(peer, input_.bytes(input_.byte()));  // o PEER LENGTH BYTES, as they are
+    default: arrive(peer, input_.bytes(input_.byte()));  // o PEER LENGTH BYTES: any bytes
     }
 }
 
-// A client's frame: it is masked here, so that seeds can be read.
+// A client's frame. It is masked here, so that seeds are readable.
 inline void Kernel::frame(Socket &peer, unsigned first, std::string_view payload) {
     constexpr std::string_view kKey = "\x37\xFA\x21\x3D";
     std::string bytes{static_cast<char>(first)};
@@ -217,8 +218,8 @@ inline void Kernel::arrive(Socket &peer, std::string_view bytes) {
     peer.input += bytes;
 }
 
-// The input is used up. The server gets some time to do what is left, then it is asked for
-// its end, and nobody else does anything.
+// The input is used up. The server gets some time to do what is left, then it is asked to
+// stop; nothing else happens.
 inline void Kernel::end(int found, int timeout) {
     constexpr std::int64_t kSomeTime = 1500;
     constexpr int kManyTurns = 20'000;  // kMostInput of the smallest frames, read bit by bit
@@ -234,7 +235,7 @@ inline void Kernel::end(int found, int timeout) {
         calm();
         stop();
     }
-    check(++turnsSince_ < kManyTurns, "the loop waits when there is nothing to do");
+    check(++turnsSince_ < kManyTurns, "the loop waits when it has nothing to do");
     check(!stopped_ || now_ - stoppedSince_ <= shutdownMilliseconds, "a shutdown ends in time");
 }
 
@@ -251,7 +252,7 @@ inline int Kernel::make(Socket::Kind kind, int family, bool isOpen) {
 
 inline const Socket &Kernel::at(int fd) const {
     const auto index = static_cast<std::size_t>(fd - kFirst);
-    check(fd >= kFirst && index < sockets_.size(), "a descriptor is one that was given");
+    check(fd >= kFirst && index < sockets_.size(), "a descriptor is one of this kernel's");
     return sockets_[index];
 }
 
@@ -264,20 +265,20 @@ inline bool Kernel::fails(Call call) {
 }
 
 inline int Kernel::call(Call call, int fd) {
-    check(at(fd).isOpen, "a call is for an open descriptor");
+    check(at(fd).isOpen, "a call uses an open descriptor");
     return fails(call) ? -1 : 0;
 }
 
-// Everything that is open is waited for, but for the end of the pipe that is written to.
+// The server must poll everything it has open, except the pipe's end for writing.
 inline void Kernel::checkPolled(const pollfd *fds, std::size_t count) const {
     std::size_t open = 0;
     for (const Socket &socket : sockets_) open += socket.isOpen;
     check(count + 1 == open, "each open descriptor is polled");
     for (std::size_t i = 0; i < count; ++i)
-        check(fds[i].fd < 0 || at(fds[i].fd).isOpen, "what is polled is open");
+        check(fds[i].fd < 0 || at(fds[i].fd).isOpen, "a polled descriptor is open");
 }
 
-// poll(2): POLLHUP and POLLERR are always wanted.
+// What poll(2) would report, wanted or not.
 inline int Kernel::ready(const Socket &socket) const {
     const auto waits = [&](int fd) { return at(fd).family == socket.family; };
     if (socket.kind == Socket::listener)
@@ -300,7 +301,7 @@ inline int Kernel::look(pollfd *fds, std::size_t count) const {
     return found;
 }
 
-// Time passes only here and by event, so the server must wait for whatever it wants to see.
+// Time passes only here and by events, so the server must wait for anything to happen.
 inline int Kernel::poll(pollfd *fds, std::size_t count, int timeout) {
     int found = 0;
     if (count > 0) {
@@ -313,7 +314,7 @@ inline int Kernel::poll(pollfd *fds, std::size_t count, int timeout) {
         } while (found == 0 && timeout < 0 && !stopped_);
         if (stopped_) found = look(fds, count);
     }
-    check(found > 0 || timeout >= 0, "nobody waits for ever");
+    check(found > 0 || timeout >= 0, "the server never waits forever");
     if (found == 0) now_ += timeout;
     return found;
 }
@@ -328,7 +329,7 @@ inline ssize_t Kernel::receive(int fd, const iovec *pieces, std::size_t count) {
     std::size_t size = 0;
     for (std::size_t i = 0; i < count; ++i) {
         const std::size_t most = std::min({pieces[i].iov_len, from.input.size(), cut_ - size});
-        check(i > 0 || pieces[i].iov_len > 0, "something is asked for");
+        check(i > 0 || pieces[i].iov_len > 0, "recv() is given room");
         std::copy_n(from.input.data(), most, static_cast<char *>(pieces[i].iov_base));
         from.input.erase(0, most);
         size += most;
@@ -339,8 +340,8 @@ inline ssize_t Kernel::receive(int fd, const iovec *pieces, std::size_t count) {
 
 inline ssize_t Kernel::send(int fd, const iovec *pieces, std::size_t count, int flags) {
     Socket &to = use(fd);
-    check((flags & MSG_NOSIGNAL) != 0, "no SIGPIPE");
-    check(!to.outputEnded, "nothing is written behind the end");
+    check((flags & MSG_NOSIGNAL) != 0, "a send raises no SIGPIPE");
+    check(!to.outputEnded, "nothing is sent after shutdown()");
     if (call(sendCall, fd) < 0) return -1;
     if (to.reset || to.window == 0) {
         errno = to.reset ? EPIPE : EAGAIN;
@@ -378,7 +379,7 @@ inline int Kernel::open(Call call, Socket::Kind kind, int family) {
 }
 
 inline int Kernel::close(int fd) {
-    check(at(fd).isOpen, "what is closed is open, once");
+    check(at(fd).isOpen, "a descriptor is closed only once");
     use(fd).isOpen = false;
     return 0;
 }
@@ -389,7 +390,7 @@ inline int Kernel::shutdown(int fd) {
     return 0;
 }
 
-// The end that is written to comes right behind the other.
+// The end for writing has the next descriptor after the end for reading; see write().
 inline int Kernel::pipe(int *ends) {
     if (fails(pipeCall)) return -1;
     ends[0] = make(Socket::pipeEnd, 0, true);
@@ -417,7 +418,7 @@ inline void Kernel::checkClosed() const {
     for (const Socket &socket : sockets_) check(!socket.isOpen, "nothing is left open");
 }
 
-// --- where the linker leads the calls (--wrap=NAME: to __wrap_NAME; __real_NAME is it) ----
+// --- the linker's wrappers (--wrap=NAME turns NAME into __wrap_NAME, __real_NAME into NAME)
 
 extern "C" {
 
@@ -463,7 +464,7 @@ int __wrap_getaddrinfo(const char *host, const char *port, const addrinfo *hints
     if (Kernel::current->fails(Kernel::resolveCall)) return EAI_AGAIN;
     static sockaddr_in four{};
     static sockaddr_in6 six{};
-    static std::array<addrinfo, 3> found{};  // the last is the first once more
+    static std::array<addrinfo, 3> found{};  // the last repeats the first
     four.sin_family = AF_INET;
     six.sin6_family = AF_INET6;
     for (std::size_t i = 0; i < found.size(); ++i) {
@@ -482,7 +483,7 @@ void __wrap_freeaddrinfo(addrinfo *list) {
     if (!Kernel::current) __real_freeaddrinfo(list);
 }
 
-// Only the server makes these, and only while there is a kernel.
+// Only the server makes these calls, and only while there is a Kernel.
 int __wrap_socket(int family, int, int) {
     return Kernel::current->open(Kernel::socketCall, Socket::listener, family);
 }
@@ -491,12 +492,13 @@ int __wrap_bind(int fd, const sockaddr *, socklen_t) {
 }
 int __wrap_listen(int fd, int) { return Kernel::current->call(Kernel::listenCall, fd); }
 int __wrap_setsockopt(int fd, int, int, const void *, socklen_t) {
-    check(Kernel::current->at(fd).isOpen, "an option is for an open descriptor");
+    check(Kernel::current->at(fd).isOpen, "setsockopt() uses an open descriptor");
     return 0;
 }
 int __wrap_getsockname(int fd, sockaddr *address, socklen_t *) {
     address->sa_family = static_cast<sa_family_t>(Kernel::current->at(fd).family);
-    reinterpret_cast<sockaddr_in *>(address)->sin_port = htons(4711);  // in both families' place
+    reinterpret_cast<sockaddr_in *>(address)->sin_port =
+        htons(4711);  // at the same place in both families
     return 0;
 }
 int __wrap_accept4(int fd, sockaddr *address, socklen_t *size, int) {

@@ -1,15 +1,16 @@
 // SPDX-License-Identifier: MIT
 // Extendible WebSocket Server
 
-// A second decoder of a client's frames and messages. It has all bytes before it, copies
-// them as it likes and follows RFC 6455 rule by rule, so it need be neither fast nor clever.
+// A second decoder of a client's frames and messages. It has all bytes at once, copies them
+// freely and follows RFC 6455 rule by rule, so it need be neither fast nor clever.
 
 #ifndef WS_TESTS_FUZZ_REFERENCE_H
 #define WS_TESTS_FUZZ_REFERENCE_H
 
 #include "fuzz.h"
 
-// What came of a stream of bytes: messages and control frames, then perhaps a close code.
+// What a stream of bytes holds: messages and control frames, then perhaps an error, by its
+// close code.
 struct Outcome {
     std::vector<std::pair<Opcode, std::string>> found;
     int code = 0;
@@ -20,7 +21,7 @@ struct Outcome {
     }
 };
 
-// Decodes all of it as soon as it is made.
+// The constructor decodes everything.
 class Reference {
   public:
     Reference(std::string_view bytes, const MessageReader::Limits &limits)
@@ -44,7 +45,7 @@ class Reference {
     bool fin_ = false;
     unsigned opcode_ = 0;
     std::uint64_t length_ = 0;
-    std::string payload_;  // the frame's, as far as it is here
+    std::string payload_;  // the frame's, as far as it has come
     unsigned messageOpcode_ = 0;
     std::string message_;
     int fragments_ = 0;
@@ -64,7 +65,7 @@ inline void Reference::frame() {
     if (masked.size() == length_) end();
 }
 
-// Removes it up to the masking key. False if it is not all here, or wrong as far as it is.
+// Consumes a header up to the masking key. False if it is incomplete, or invalid already.
 inline bool Reference::header() {
     const unsigned first = at(0);
     fin_ = first >= 0x80;
@@ -81,8 +82,8 @@ inline bool Reference::header() {
     return complete;
 }
 
-// The smallest and the largest length that it can become: if none between them may be
-// written so, it is wrong already.
+// Computes the smallest and the largest length that the bytes so far allow. If no valid
+// length lies between them, the header is invalid already.
 inline bool Reference::extendedLength(std::size_t size) {
     if (size == 0) return true;
     std::uint64_t least = 0, most = 0;

@@ -2,9 +2,8 @@
 # SPDX-License-Identifier: MIT
 # Extendible WebSocket Server
 
-# Writes the seeds of the fuzz targets into tests/fuzz/corpus, each in a file that is named
-# after what it is. Files that the fuzzer found, or that once broke something, lie beside
-# them and are left alone.
+# Writes the seeds of the fuzz targets to tests/fuzz/corpus, each to a file named after what it
+# is. Other files there, found by the fuzzer or once broken, are left alone.
 
 from pathlib import Path
 
@@ -144,7 +143,7 @@ FRAMES = {
     "long-in-pieces": stream(frame(BINARY, b"0123456789" * 60), frame(TEXT, b"next"), cuts=60),
 }
 
-# --- server: a byte for the configuration, then what happens (tests/fuzz/server.cpp) --------
+# --- server: a byte for the configuration, then events (tests/fuzz/kernel.h) ----------------
 
 HELLO = b"f0\x81\x05Hello"
 

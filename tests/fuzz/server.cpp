@@ -2,9 +2,9 @@
 // Extendible WebSocket Server
 
 // Fuzzes the whole server, over a kernel in memory (kernel.h). Peers send, stall, reset and
-// vanish; calls fail and come short; hooks send, disconnect, refuse, throw. Whatever
-// happens: hooks come in their pairs, ids and descriptors are used once, what is accepted
-// for sending arrives in order, what is written is HTTP and frames, and it all ends.
+// vanish; calls fail and come short; hooks send, disconnect, refuse and throw. Whatever
+// happens, hooks must come in pairs, ids and descriptors must be used once, accepted messages
+// must be sent in order, output must be HTTP and frames, and the server must stop.
 //
 // Input: a byte that chooses the configuration, then events.
 
@@ -46,7 +46,7 @@ struct FuzzUser : WSBaseUser {
     FuzzUser() { maxIdle = 30; }
 };
 
-// What is known of a user, by what hooks were called and what sends said.
+// What hooks and the results of sends tell about a user.
 struct Story {
     enum Stage { arriving, refused, connected, leaving, gone } stage = arriving;
     std::uint64_t id = 0;
@@ -62,29 +62,30 @@ class FuzzServer : public WebSocketServer<FuzzUser, FuzzConfig> {
     void checkEnded() const {
         for (const auto &[fd, story] : stories_)
             check(story.stage == Story::refused || story.stage == Story::gone,
-                  "each user had all its hooks");
+                  "each user gets all its hooks");
     }
 
   private:
-    // --- hooks, which check whether it is their time --------------------------------------
+    // --- hooks, which check that they come in order ---------------------------------------
 
     void preConnect(FuzzUser &user, int socket) override {
         check(open(socket) && user.socket() == socket, "a newcomer has a socket");
-        check(user.id() > lastId_, "ids are never used again");
-        check(user.request().method() == "GET" && !user.request().path().empty(), "a request");
-        check(arriving_ == nullptr && leaving_ == nullptr, "pairs of hooks are not torn apart");
+        check(user.id() > lastId_, "ids are never reused");
+        check(user.request().method() == "GET" && !user.request().path().empty(),
+              "a user has a request");
+        check(arriving_ == nullptr && leaving_ == nullptr, "no other hook comes between a pair");
         lastId_ = user.id();
         check(stories_.count(socket) == 0, "a connection has one user");
         Story &story = stories_[socket];
         story.id = user.id();
-        story.stage = Story::refused;  // unless all goes well
+        story.stage = Story::refused;  // unless act() returns and does not refuse
         arriving_ = &story;
         refused_ = false;
         const Scoped coming(inPreConnect_, true);
         const ScopeEnd end{[&] {
             if (story.stage == Story::refused) arriving_ = nullptr;
         }};
-        check(!sendToUser(user, "early"), "a newcomer can not be sent to");
+        check(!sendToUser(user, "early"), "preConnect cannot send to the user");
         act(user);
         if (!refused_) story.stage = Story::arriving;
     }
@@ -99,16 +100,16 @@ class FuzzServer : public WebSocketServer<FuzzUser, FuzzConfig> {
 
     void process(FuzzUser &user, WSMessage &msg) override {
         storyOf(user, Story::connected).received.emplace_back(msg.isBinary(), msg.payload());
-        check(user.closeCode() == 0, "who is on the way out sends no message");
+        check(user.closeCode() == 0, "a closing user's messages are ignored");
         check(msg.isBinary() || isText(msg.payload()), "text is UTF-8");
-        check(msg.payload().size() <= config().maxMessageBytes, "messages keep to the limit");
+        check(msg.payload().size() <= config().maxMessageBytes, "messages are within the limit");
         if (actions.empty()) sendToUser(user, msg);
         else if ((actions.front() & 0xF) == kEchoJson) sendJson(user, msg);
         else act(user);
     }
 
     void preSend(FuzzUser &user, WSMessage &msg) override {
-        check(std::exchange(inSend_, true) == false, "no send hook in a send hook");
+        check(std::exchange(inSend_, true) == false, "no send hook is called inside a send hook");
         const ScopeEnd end{[&] { inSend_ = false; }};
         storyOf(user, Story::connected);
         if (!actions.empty() && (actions.front() & 0xF) == kChange) msg = "changed";
@@ -116,7 +117,7 @@ class FuzzServer : public WebSocketServer<FuzzUser, FuzzConfig> {
     }
 
     void postSend(FuzzUser &user, WSMessage &msg) override {
-        check(std::exchange(inSend_, true) == false, "no send hook in a send hook");
+        check(std::exchange(inSend_, true) == false, "no send hook is called inside a send hook");
         const ScopeEnd end{[&] { inSend_ = false; }};
         note(user, msg);
         act(user);
@@ -124,18 +125,18 @@ class FuzzServer : public WebSocketServer<FuzzUser, FuzzConfig> {
 
     void drained(FuzzUser &user) override {
         storyOf(user, Story::connected);
-        check(user.closeCode() == 0 && user.backlog() == 0, "whose queue is drained has none");
+        check(user.closeCode() == 0 && user.backlog() == 0, "a drained user has an empty queue");
         act(user);
     }
 
     void preDisconnect(FuzzUser &user, int socket) override {
         Story &story = storyOf(user, Story::connected);
-        check(arriving_ == nullptr && leaving_ == nullptr, "pairs of hooks are not torn apart");
+        check(arriving_ == nullptr && leaving_ == nullptr, "no other hook comes between a pair");
         const int code = user.closeCode();
         check(isCloseCode(code) || code == 1005 || code == 1006, "a user leaves with a close code");
         check(isText(user.closeReason()), "a close reason is UTF-8");
-        check(!sendToUser(user, "late"), "who leaves can not be sent to");
-        check(open(socket), "the socket is not another's yet");
+        check(!sendToUser(user, "late"), "preDisconnect cannot send to the user");
+        check(open(socket), "the socket is still open in preDisconnect");
         story.stage = Story::leaving;
         leaving_ = &story;
         act(user);
@@ -153,27 +154,28 @@ class FuzzServer : public WebSocketServer<FuzzUser, FuzzConfig> {
     }
 
     void postShutdown() override {
-        check(userCount() == 0, "nobody is left after a shutdown");
+        check(userCount() == 0, "no user is left after a shutdown");
         actOnAny();
     }
 
     void httpRequest(const WSRequest &request, WSResponse &response) override {
         check((request.method() == "GET" || request.method() == "HEAD") &&
                   request.path().substr(0, 1) == "/",
-              "a plain GET or HEAD");
+              "httpRequest gets a GET or HEAD");
         if (!actions.empty() && (actions.front() & 0xF) == kAnswer) fill(response);
         actOnAny();
     }
 
     void console(WSLevel, std::string_view text) override {
-        check(isText(text), "the terminal gets UTF-8");
-        for (const char c : text) check(c < 0 || (c >= ' ' && c != 0x7F), "no control characters");
+        check(isText(text), "log lines are UTF-8");
+        for (const char c : text)
+            check(c < 0 || (c >= ' ' && c != 0x7F), "log lines have no control characters");
         if (!actions.empty() && (actions.front() & 0xF) == kConsole) actOnAny();
     }
 
-    // --- what they do besides -------------------------------------------------------------
+    // --- actions of hooks -----------------------------------------------------------------
 
-    // The low half of an action; the high half chooses whom, or how.
+    // The low half of an action; the high half chooses a user or a variant.
     enum Action : unsigned {
         kNothing,
         kSend,
@@ -239,18 +241,18 @@ class FuzzServer : public WebSocketServer<FuzzUser, FuzzConfig> {
     }
 
     void leave(FuzzUser &user, unsigned how) {
-        constexpr std::array<int, 4> kCodes{1000, 1001, 4999, 1005};  // the last may not be sent
+        constexpr std::array<int, 4> kCodes{1000, 1001, 4999, 1005};  // 1005 must not be sent
         const bool newcomer = inPreConnect_ && arriving_ != nullptr && user.id() == arriving_->id;
         disconnect(user, kCodes[how % 4], how % 8 < 4 ? "bye" : std::string(200, 'b'));
         refused_ = refused_ || newcomer;
     }
 
-    // Its sends have no hooks when they are made in one.
+    // A send inside a send hook calls no send hooks, so it is noted here.
     void send(FuzzUser &user, const WSMessage &msg) {
         if (sendToUser(user, msg) && inSend_) note(user, msg);
     }
 
-    // Whoever it was not accepted for is among the users no more.
+    // A user whose queue did not accept the message is no longer among users().
     void sendToMany(const FuzzUser *but, const WSMessage &msg) {
         const int sent = but == nullptr ? sendToAll(msg) : sendToAllBut(*but, msg);
         if (!inSend_) return;
@@ -260,7 +262,7 @@ class FuzzServer : public WebSocketServer<FuzzUser, FuzzConfig> {
             note(user, msg);
             ++count;
         }
-        check(sent == count, "a broadcast says how many it was accepted for");
+        check(sent == count, "a broadcast returns how many users accepted it");
     }
 
     void sendJson(FuzzUser &user, const WSMessage &msg) {
@@ -268,7 +270,7 @@ class FuzzServer : public WebSocketServer<FuzzUser, FuzzConfig> {
         Json::Value json;
         json["echo"] = msg.json();
         sendToUser(user, json);
-        sendToUser(user, std::string("\xFF"));  // throws: it is no text
+        sendToUser(user, std::string("\xFF"));  // throws: it is not text
     }
 
     void fill(WSResponse &response) {
@@ -285,7 +287,7 @@ class FuzzServer : public WebSocketServer<FuzzUser, FuzzConfig> {
         return user;
     }
 
-    // --- what must be true ----------------------------------------------------------------
+    // --- checks ---------------------------------------------------------------------------
 
     struct ScopeEnd {
         std::function<void()> work;
@@ -296,21 +298,21 @@ class FuzzServer : public WebSocketServer<FuzzUser, FuzzConfig> {
 
     Story &storyOf(const FuzzUser &user, Story::Stage stage) {
         Story &story = stories_.at(user.socket());
-        check(story.id == user.id() && story.stage == stage, "a hook comes when it is its time");
+        check(story.id == user.id() && story.stage == stage, "a hook comes at the right stage");
         return story;
     }
 
     void note(const FuzzUser &user, const WSMessage &msg) {
         storyOf(user, Story::connected).accepted.emplace_back(msg.isBinary(), msg.payload());
-        constexpr std::size_t kControlFrames = 2048;  // pongs of one turn, and a Close
+        constexpr std::size_t kControlFrames = 2048;  // the pongs of one turn, and a Close
         const std::size_t most = std::max(config().maxQueuedBytes, msg.payload().size() + 14);
-        check(user.backlog() <= most + kControlFrames, "a queue keeps to its limit");
+        check(user.backlog() <= most + kControlFrames, "a queue stays within its limit");
     }
 
     void checkCounts() {
         int count = 0;
         for (const FuzzUser &user : users()) count += user.closeCode() == 0;
-        check(count == userCount() && count <= config().maxUsers, "users are counted");
+        check(count == userCount() && count <= config().maxUsers, "userCount() is right");
     }
 
     std::map<int, Story> stories_;
@@ -319,9 +321,9 @@ class FuzzServer : public WebSocketServer<FuzzUser, FuzzConfig> {
     bool inSend_ = false, inPreConnect_ = false, refused_ = false;
 };
 
-// --- what was read ------------------------------------------------------------------------
+// --- input --------------------------------------------------------------------------------
 
-// Messages reach the hooks as they were sent, in order; all of them, once there was time.
+// Messages reach the hooks as the peer sent them, in order. If `isAll`, none is missing.
 void checkInput(const Socket &socket, const Story &story, const WSBaseConfig &config, bool isAll) {
     const std::string_view sent = socket.sent;
     const MessageReader::Limits limits{config.maxMessageBytes, config.maxFragments};
@@ -330,18 +332,18 @@ void checkInput(const Socket &socket, const Story &story, const WSBaseConfig &co
     for (const auto &[opcode, payload] : reference.outcome.found) {
         if (opcode == Opcode::close) break;
         if (opcode >= Opcode::close) continue;
-        if (messages == story.received.size()) return check(!isAll, "no message is forgotten");
+        if (messages == story.received.size()) return check(!isAll, "no message is missing");
         const auto &[binary, received] = story.received[messages++];
         check(binary == (opcode == Opcode::binary) && received == payload,
               "messages are received as they were sent, in order");
     }
-    check(messages == story.received.size(), "only what was sent is received");
+    check(messages == story.received.size(), "only sent messages are received");
 }
 
-// --- what was written ---------------------------------------------------------------------
+// --- output -------------------------------------------------------------------------------
 
-// Frames as a client reads them: not masked, whole messages, in the order of `story`, and
-// nothing behind a Close. All of it, if the server said that it was all.
+// Checks the frames as a client does: unmasked, whole messages, in the order of `story`, and
+// only pongs after a Close. If `isAll`, nothing is missing.
 void checkFrames(std::string_view bytes, const Story &story, bool isAll) {
     std::size_t messages = 0;
     bool closed = false;
@@ -349,18 +351,18 @@ void checkFrames(std::string_view bytes, const Story &story, bool isAll) {
         const auto at = [&](std::size_t i) { return static_cast<unsigned char>(bytes[i]); };
         const unsigned opcode = at(0) & 0xF;
         check(at(0) >> 4 == 8 && (opcode == 1 || opcode == 2 || (opcode >= 8 && opcode <= 10)),
-              "a frame is final, its opcode known");
-        // As long as the peer's Close has not come, its pings are answered (RFC 6455 5.5.2).
-        check(!closed || opcode == 10, "behind a Close only pongs are sent");
+              "a frame is final and its opcode known");
+        // Until the peer's Close comes, its pings are answered (RFC 6455 5.5.2).
+        check(!closed || opcode == 10, "after a Close only pongs are sent");
         if (bytes.size() < 2 || (at(1) == 126 && bytes.size() < 4)) break;
-        check(at(1) <= 126 && (opcode < 8 || at(1) < 126), "a length as short as it can be");
+        check(at(1) <= 126 && (opcode < 8 || at(1) < 126), "a length has its shortest form");
         const bool extended = at(1) == 126;
         const std::size_t head = extended ? 4 : 2;
         const std::size_t size = extended ? std::size_t{at(2)} << 8 | at(3) : at(1);
-        check(!extended || size >= 126, "a length as short as it can be");
+        check(!extended || size >= 126, "a length has its shortest form");
         const std::string_view payload = bytes.substr(head, size);
         if (opcode < 8) {
-            check(messages < story.accepted.size(), "only what was accepted is sent");
+            check(messages < story.accepted.size(), "only accepted messages are sent");
             const auto &[binary, expected] = story.accepted[messages++];
             check(binary == (opcode == 2) && expected.substr(0, payload.size()) == payload &&
                       expected.size() == size,
@@ -369,11 +371,11 @@ void checkFrames(std::string_view bytes, const Story &story, bool isAll) {
         if (payload.size() < size) break;
         closed = opcode == 8;
         check(!closed || parseClose(payload, *std::make_unique<ClosePayload>()).code == 0,
-              "a Close that may be sent");
+              "a Close is valid");
         bytes.remove_prefix(head + size);
     }
     check(!isAll || (bytes.empty() && messages == story.accepted.size()),
-          "what was accepted is sent before the end");
+          "accepted messages are sent before the end");
 }
 
 void checkOutput(const Socket &socket, const Story *story) {
@@ -382,18 +384,19 @@ void checkOutput(const Socket &socket, const Story *story) {
     if (answer.status == 0) return check(!isAll, "an answer is whole");
     const std::string_view rest = std::string_view(socket.output).substr(answer.head);
     if (answer.status == 101) {
-        check(story != nullptr && story->stage != Story::refused, "only users are welcomed");
+        check(story != nullptr && story->stage != Story::refused, "only users get a 101");
         return checkFrames(rest, *story, isAll);
     }
-    check(story == nullptr || story->stage == Story::refused, "users are welcomed");
+    check(story == nullptr || story->stage == Story::refused, "users get a 101");
     const bool bodiless = rest.empty() && socket.sent.compare(0, 5, "HEAD ") == 0;
     check(isAll ? bodiless || rest.size() == answer.body : rest.size() <= answer.body,
-          "an answer has the body that it announces");
+          "an answer has the body it announces");
 }
 
-// --- one life of a server -----------------------------------------------------------------
+// --- a server's life ----------------------------------------------------------------------
 
-// Runs it again and again, until the input is over. Only where it can not listen it throws.
+// Runs the server again and again until the input is over. It may throw only if it cannot
+// listen.
 void runAll(FuzzServer &server, const Kernel &kernel, bool byTurns) {
     constexpr std::chrono::milliseconds kWait{100};
     for (int faults = 0; !kernel.over();) {
@@ -404,25 +407,25 @@ void runAll(FuzzServer &server, const Kernel &kernel, bool byTurns) {
         } catch (const std::runtime_error &e) {
             const std::string_view what = e.what();
             check(what.find("cannot listen") != what.npos || what.find("resolve") != what.npos,
-                  "only where it can not listen it throws");
-            check(++faults < 100, "a fault that passes does not come back");
+                  "it throws only if it cannot listen");
+            check(++faults < 100, "a temporary fault does not persist");
         }
     }
 }
 
-// Everything has been read and written for those whose peers read what they are sent.
+// For users whose peers read, everything must have been read and written.
 void checkCalm(FuzzServer &server, const Kernel &kernel) {
     for (const FuzzUser &user : server.users()) {
         const Socket &socket = kernel.at(user.socket());
         if (socket.window != Socket::kUnlimited || socket.reset) continue;
-        check(socket.input.empty() && user.backlog() == 0, "what can be done is done");
+        check(socket.input.empty() && user.backlog() == 0, "an idle server has nothing left to do");
         checkInput(socket, server.stories().at(user.socket()), server.config(), true);
     }
 }
 
 void live(Input &input, Kernel &kernel) {
     const unsigned choice = input.byte();
-    const bool byTurns = (choice & 0x80) != 0;  // and is left without a shutdown
+    const bool byTurns = (choice & 0x80) != 0;  // and destroyed without a shutdown
     std::vector<unsigned> actions;
     kernel.action = [&](unsigned action) { actions.push_back(action); };
     kernel.stop = [] {};
@@ -452,7 +455,7 @@ extern "C" int LLVMFuzzerTestOneInput(const unsigned char *data, std::size_t siz
     Kernel kernel(input);
     try {
         live(input, kernel);
-    } catch (const std::system_error &) {  // there was no pipe
+    } catch (const std::system_error &) {  // the server got no pipe
     }
     kernel.checkClosed();
     return 0;
