@@ -1,19 +1,19 @@
 // SPDX-License-Identifier: MIT
 // Extendible WebSocket Server
 
-// The server's decoder of frames, alone, for differential.py: it is given streams of bytes
-// on standard input and prints what they contain. A case is a line of numbers
+// The server's frame decoder alone, for differential.py. It reads streams of bytes from
+// standard input and prints what they contain. A case is a line of numbers
 //
 //     maxMessageBytes maxFragments direct pieces size...
 //
-// and then the bytes of all its pieces. They are read as the server reads what recv() gave
-// it: if `direct` is 1, into the room that the reader offers as long as it offers one. The
+// followed by the bytes of all its pieces. They are read as the server reads what recv()
+// returns; if `direct` is 1, into the room that the reader offers while it offers any. The
 // answer is a line with its size, then one line for each message and control frame
 //
 //     text|binary|ping|pong SIZE PAYLOAD
 //
-// and a last one that tells how the stream ended: "close CODE REASON" (the peer's Close),
-// "fail CODE" (it broke the protocol), or "more" (what came is in order so far).
+// and a last line with the end of the stream: "close CODE REASON" (the peer's Close),
+// "fail CODE" (the peer broke the protocol), or "more" (valid so far).
 
 #include <cstdio>
 #include <iostream>
@@ -44,13 +44,13 @@ bool readCase(std::istream &in, Case &c) {
     return static_cast<bool>(in);
 }
 
-// One connection, as far as its decoder goes.
+// The decoder of one connection.
 class Decoder {
   public:
     explicit Decoder(const Case &c) : limits_(c.limits), direct_(c.direct) {}
 
-    // One recv() of the server. The bytes lie in buffers of exactly their size, so that the
-    // address sanitizer sees an over-read.
+    // What the server does after one recv(). The bytes lie in buffers of exactly their size,
+    // so that the address sanitizer sees an over-read.
     void receive(std::string_view bytes) {
         const MessageReader::Room room =
             direct_ ? reader_.room(bytes.size()) : MessageReader::Room{};
@@ -81,7 +81,7 @@ class Decoder {
 
     void received(const MessageReader::Found &found) {
         switch (found.opcode) {
-        case Opcode::continuation: break;  // a frame, but nothing is complete yet
+        case Opcode::continuation: break;  // a frame, but no complete message
         case Opcode::text: note("text", found); break;
         case Opcode::binary: note("binary", found); break;
         case Opcode::ping: note("ping", found); break;

@@ -1,15 +1,16 @@
 # SPDX-License-Identifier: MIT
 # Extendible WebSocket Server
 
-"""Two decoders, one stream: random frames, as they should be and slightly damaged, are
-given to the server's decoder (decoder.cpp) and to that of Python's `websockets`, without
-sockets ("sans I/O"). Both must find the same messages and end with the same close code.
+"""Compares the server's decoder with that of Python's `websockets`, on random frames.
 
-Where they differ is in one table, EXPLAINED: each row tells why, with the section of RFC
-6455, and from what `websockets` found it computes what the server's decoder then has to
-find, to the byte. Any other difference is a failure. So is a row that was never needed in
-a full run, and a stream in which the server's decoder finds something else if it comes in
-other pieces.
+The frames are valid or slightly damaged. decoder.cpp runs the server's decoder; `websockets`
+runs without sockets ("sans I/O"). Both must find the same messages and end with the same
+close code.
+
+The table EXPLAINED lists where the two may differ. Each row says why, with the section of
+RFC 6455, and computes from what `websockets` found what the server's decoder must find, to
+the byte. Any other difference is a failure, and so are a row that a full run never needs and
+a stream whose result depends on how it is cut into pieces.
 
     differential.py DECODER [--seed TEXT] [--cases N] [--only NUMBER]
 """
@@ -28,9 +29,9 @@ try:
     from websockets.frames import Close
     from websockets.server import ServerConnection
 except ImportError:
-    sys.exit('no websockets of version 10 for this python3: its package is python3-websockets')
+    sys.exit('python3 has no websockets of version 10: install python3-websockets')
 
-FULL = 30000  # cases in a run that must have needed every row of the table
+FULL = 30000  # a run of this many cases must need every row of the table
 BATCH = 500
 SECONDS_PER_BATCH = 60
 
@@ -41,10 +42,10 @@ QUIET = logging.getLogger('differential')
 QUIET.setLevel(logging.CRITICAL)
 
 
-# --- frames that a client could send ------------------------------------------------------
+# --- a client's frames --------------------------------------------------------------------
 
 class Frame:
-    """A frame in the making: each part of its header can be damaged by itself."""
+    """A frame before it is encoded: each part of its header can be damaged by itself."""
 
     def __init__(self, chance, opcode, payload=b'', fin=True):
         self.opcode, self.payload, self.fin = opcode, payload, fin
@@ -52,7 +53,7 @@ class Frame:
         self.masked = True
         self.key = chance.choice([b'\0\0\0\0', chance.randbytes(4), chance.randbytes(4)])
         self.length = len(payload)  # what the header says
-        self.extended = None        # bytes of the extended length; None: as few as will do
+        self.extended = None        # bytes of the extended length; None: as few as possible
 
     def __bytes__(self):
         first = self.fin << 7 | self.reserved << 4 | self.opcode
@@ -76,17 +77,17 @@ def masked(payload, key):
 SIZES = [0, 1, 2, 7, 8, 9, 15, 64, 124, 125, 126, 127, 128, 299, 300, 301]
 LARGE = [4096, 65534, 65535, 65536, 65537, 70000, 70001]
 
-# The first and the last character of each length in UTF-8, and around the surrogates.
+# The first and the last character of each UTF-8 length, and those around the surrogates.
 CHARACTERS = 'a\0\x7f\x80ß\u07ff\u0800€\ud7ff\ue000\uffff\U00010000😀\U0010ffff'
 
-# No lead byte, too long a spelling, a character cut off, a surrogate or half of one, above
-# U+10FFFF, never in UTF-8.
+# No lead byte, overlong forms, truncated characters, surrogates and halves of them, characters
+# above U+10FFFF, bytes that never occur in UTF-8.
 NOT_UTF8 = list(map(bytes.fromhex, (
     '80 bf c0af c1bf e080af e09fbf f08080af f08fbfbf c3 c328 e282 e228a1 efbf f09f98 '
     'eda080 edbfbf eda0 edbf f4908080 f5808080 f888 fe ff').split()))
 
 CODES = [1000, 1001, 1002, 1003, *range(1007, 1015), 3000, 3999, 4000, 4999]
-NO_CODES = [0, 1, 999, 1004, 1005, 1006, 1015, 1016, 1100, 2000, 2999, 5000, 32768, 65535]
+BAD_CODES = [0, 1, 999, 1004, 1005, 1006, 1015, 1016, 1100, 2000, 2999, 5000, 32768, 65535]
 
 
 def some_size(chance):
@@ -95,7 +96,7 @@ def some_size(chance):
 
 
 def some_text(chance, size, damaged):
-    """UTF-8 of about that many bytes; with something in it that is none, if it is damaged."""
+    """UTF-8 of about `size` bytes; if damaged, with something invalid in it."""
     some = ''.join(chance.choices(CHARACTERS, k=min(size, 60))).encode()
     text = (some * (size // max(len(some), 1) + 1))[:size].decode(errors='ignore').encode()
     if damaged:
@@ -111,7 +112,7 @@ def some_message(chance, damaged):
     payload = some_text(chance, size, damaged) if opcode == TEXT else chance.randbytes(size)
     fragments = chance.choice([1, 1, 1, 2, 3, chance.randint(1, 9)])
     cuts = sorted(chance.randint(0, len(payload)) for _ in range(fragments - 1))
-    if cuts and damaged and b'\xed\xa0' in payload:  # behind the half of a surrogate
+    if cuts and damaged and b'\xed\xa0' in payload:  # cut inside a surrogate
         cuts = sorted(cuts[1:] + [payload.index(b'\xed\xa0') + 2])
     pieces = [payload[a:b] for a, b in zip([0] + cuts, cuts + [len(payload)])]
     return [Frame(chance, CONTINUATION if i else opcode, piece, fin=i == fragments - 1)
@@ -124,10 +125,11 @@ def some_control(chance):
 
 
 def some_close(chance, damaged):
-    """A Close without a code, with one, or with a reason, too; any of them wrong."""
+    """A Close with no code, a code, or a code and a reason; if damaged, one of them may be
+    invalid."""
     if chance.random() < 0.2:
         return Frame(chance, CLOSE, b'x' if damaged else b'')
-    code = chance.choice(NO_CODES if damaged and chance.random() < 0.7 else CODES)
+    code = chance.choice(BAD_CODES if damaged and chance.random() < 0.7 else CODES)
     reason = some_text(chance, chance.choice([0, 0, 5, 30, 100]), damaged and chance.random() < 0.5)
     return Frame(chance, CLOSE, code.to_bytes(2, 'big') + reason[:123])
 
@@ -167,7 +169,7 @@ def change_opcode(chance, frame):
     frame.opcode = chance.randrange(16)
 
 
-def turn_fin(chance, frame):
+def flip_fin(chance, frame):
     frame.fin = not frame.fin
 
 
@@ -177,12 +179,12 @@ def lengthen_control(chance, frame):
         frame.length = len(frame.payload)
 
 
-FRAME_DAMAGES = [change_length, change_length, not_masked, set_reserved, change_opcode, turn_fin,
+FRAME_DAMAGES = [change_length, change_length, not_masked, set_reserved, change_opcode, flip_fin,
                  lengthen_control]
 
 
 def list_damage(chance, items):
-    """Takes a piece out of a list (or of bytes), doubles it, or swaps it with the next."""
+    """Removes a piece of a list (or of bytes), doubles it, or swaps it with the next."""
     a, b, c = sorted(chance.randint(0, len(items)) for _ in range(3))
     return chance.choice([items[:a] + items[b:], items[:b] + items[a:],
                           items[:a] + items[b:c] + items[a:b] + items[c:]])
@@ -200,8 +202,7 @@ def byte_damage(chance, stream):
 
 
 class Case:
-    """A stream, the limits for it, and the places where it is cut. It depends on seed and
-    number only."""
+    """A stream, its limits and its cuts. They depend on seed and number only."""
 
     def __init__(self, seed, number):
         chance = random.Random(f'{seed} {number}')
@@ -216,7 +217,7 @@ class Case:
         if damages and chance.random() < 0.2:
             frames = list_damage(chance, frames)
         parts = [bytes(frame) for frame in frames]
-        if damages and chance.random() < 0.2:  # it ends inside a header
+        if damages and chance.random() < 0.2:  # the stream ends inside a header
             last = chance.choice([*some_message(chance, False), some_control(chance)])
             change_length(chance, last)
             parts.append(bytes(last)[:chance.randrange(14)])
@@ -244,7 +245,7 @@ class Case:
 # --- what the server's decoder finds --------------------------------------------------------
 
 def decode_ours(decoder, cases):
-    """A list for each case: the answer to each of its deliveries."""
+    """For each case, a list of the answers to its deliveries."""
     run = subprocess.run([decoder], input=b''.join(map(bytes, cases)), stdout=subprocess.PIPE,
                          timeout=SECONDS_PER_BATCH, check=False)
     answers, at, out = [], 0, run.stdout
@@ -256,15 +257,15 @@ def decode_ours(decoder, cases):
     each = len(cases[0].deliveries)
     if run.returncode != 0:
         case = cases[min(len(answers) // each, len(cases) - 1)]
-        sys.exit(f'the decoder ended with status {run.returncode} in {shown(case)}')
+        sys.exit(f'the decoder exited with status {run.returncode} in {shown(case)}')
     return [answers[i:i + each] for i in range(0, len(answers), each)]
 
 
 # --- what `websockets` finds ----------------------------------------------------------------
 
 class Header:
-    """The frame that begins at a place of a stream, as far as it is there. What is not is
-    None; the size is that of the whole frame, and is_whole is said of the header."""
+    """The frame at a place of a stream, as far as it is there; missing parts are None. `size`
+    is that of the whole frame; is_whole tells whether the header is complete."""
 
     def __init__(self, stream, at):
         first, second = (*stream[at:at + 2], None, None)[:2]
@@ -290,11 +291,11 @@ class Header:
 
 
 class Theirs:
-    """`websockets` with a layer on top that makes messages of its frames, and checks text
-    frame by frame: in its sans-I/O layer it leaves that to its callers.
+    """What `websockets` finds, with a layer on top that assembles its frames to messages and
+    checks text frame by frame: its sans-I/O layer leaves that to callers.
 
-    `frames` are those that were in order, `headers` those and the one that was not (or is not
-    complete), `end` is what decoder.cpp prints last."""
+    `frames` are the valid frames, `headers` those of them and of the invalid or incomplete
+    frame after them, `end` is what decoder.cpp prints last."""
 
     def __init__(self, case, exempt_controls=False):
         self.case = case
@@ -311,7 +312,7 @@ class Theirs:
         self.headers = self.find_headers()
 
     def by_frame(self):
-        """The stream frame by frame, with no limit while one is a control frame."""
+        """The stream frame by frame, with no size limit for control frames."""
         at = 0
         while at < len(self.case.stream):
             header = Header(self.case.stream, at)
@@ -326,7 +327,7 @@ class Theirs:
         if connection.parser_exc:
             return b'fail %d' % connection.close_sent.code
         if connection.close_rcvd:
-            self.frames.pop()  # the Close, which is no event
+            self.frames.pop()  # the Close, which is not an event
             return closed(connection.close_rcvd)
         return b'more'
 
@@ -338,12 +339,12 @@ class Theirs:
         return headers
 
     def last(self):
-        """The frame that was not in order, or is not complete; None if there is none."""
+        """The invalid or incomplete frame at the end; None if there is none."""
         return self.headers[-1] if len(self.headers) > len(self.frames) else None
 
     def message(self, count):
-        """The opcode of the message that is unfinished after so many frames, how many of
-        them it has, and its payload; None if there is no such message."""
+        """The message that is unfinished after `count` frames: its opcode, its number of
+        fragments and its payload; None if there is no such message."""
         opcode, fragments, payload = None, 0, b''
         for frame in self.frames[:count]:
             if frame.opcode < CLOSE:
@@ -355,7 +356,8 @@ class Theirs:
         return opcode and (opcode, fragments, payload)
 
     def answer(self, end=None, count=None):
-        """As decoder.cpp would print it; with another end, after so many frames."""
+        """What decoder.cpp would print for the first `count` frames (default: all) and this
+        end (default: its own)."""
         found = self.events if count is None else events(self.frames[:count])[0]
         return b''.join(found) + (end or self.end) + b'\n'
 
@@ -365,8 +367,8 @@ def closed(close):
 
 
 def events(frames):
-    """What these frames are, as decoder.cpp prints it, up to the first whose text is not
-    UTF-8; and its index, or None."""
+    """What decoder.cpp prints for these frames, up to the first whose text is not UTF-8; and
+    the index of that one, or None."""
     found, payload, opcode, decoder = [], b'', None, None
     for index, frame in enumerate(frames):
         if frame.opcode >= CLOSE:
@@ -388,13 +390,13 @@ def events(frames):
 
 # --- where the two differ, and why ----------------------------------------------------------
 #
-# Each function gets what `websockets` found. If the row is to the point, it gives what the
-# server's decoder has to find instead: after how many of the frames, and what end. (The last
-# row gives another run of `websockets` that counts instead of this one.)
+# Each function gets what `websockets` found. If its row applies, it returns what the server's
+# decoder must find instead: the number of valid frames and the end. (The last row returns
+# another run of `websockets`, to compare with instead of this one.)
 
 def is_wrong(theirs, header):
-    """Whether a header breaks a rule (5.1 to 5.5) that `websockets` checks, too, but later or
-    in another order; as far as it is there."""
+    """Whether a header, as far as it is there, breaks a rule (5.1 to 5.5) that `websockets`
+    also checks, but later or in another order."""
     if header.reserved or header.opcode not in (CONTINUATION, TEXT, BINARY, CLOSE, PING, PONG):
         return True
     if header.masked == 0 or header.is_control and (not header.fin or header.extended):
@@ -449,7 +451,7 @@ def key_before_size(theirs):
 def too_many_fragments(theirs):
     for count, header in enumerate(theirs.headers):
         if count == len(theirs.frames) and theirs.end in (b'fail 1002', b'fail 1009'):
-            return None  # something else is wrong with this one, and comes first
+            return None  # something else is wrong with this frame and is checked first
         _, fragments, _ = theirs.message(count) or (None, 0, b'')
         if header.opcode == CONTINUATION and header.is_whole and fragments >= theirs.case.fragments:
             return count, b'fail 1008'
@@ -480,7 +482,7 @@ def half_surrogate(theirs):
 
 
 def close_inside_message(theirs):
-    close = theirs.connection.close_rcvd  # it was in order in itself
+    close = theirs.connection.close_rcvd  # valid by itself
     if theirs.end == b'fail 1002' and theirs.last().opcode == CLOSE and close:
         return len(theirs.frames), closed(close)
     return None
@@ -497,34 +499,34 @@ def code_before_reason(theirs):
     return None
 
 
-def control_is_no_part(theirs):
+def control_not_counted(theirs):
     last = theirs.last()
     if theirs.end == b'fail 1009' and last.is_control and not last.extended:
         return Theirs(theirs.case, exempt_controls=True)
     return None
 
 
-# In the order in which the server's decoder checks one frame: of two rows for the same
-# frame the first one counts.
+# In the order in which the server's decoder checks a frame: if two rows apply to the same
+# frame, the first one counts.
 EXPLAINED = [
-    (length_not_minimal, '5.2', 'a length takes more bytes than it needs: 1002; they accept it'),
-    (length_at_once, '5.2', 'the first bytes of a length show that it is wrong: 1002; they wait'),
-    (length_has_top_bit, '5.2', 'a length of 2^63 or more: 1002; to them it is too big, 1009'),
-    (header_before_size, '5.2', 'a header is wrong, the frame too big: 1002; they say 1009'),
-    (header_at_once, '7.1.7', 'a header is wrong: 1002 as soon as that shows; they read on'),
-    (key_before_size, '10.4', 'too big: 1009 when the masking key is there; they say it before'),
-    (too_many_fragments, '10.4', 'more than maxFragments: 1008; they have no such limit'),
-    (text_at_once, '8.1', 'text is no UTF-8: 1007 as soon as that shows; they read on'),
-    (half_surrogate, '8.1', 'ED A0..BF begins no character: 1007; Python wants a third byte'),
-    (close_inside_message, '5.4', 'a Close inside a message is answered; they say 1002'),
-    (code_before_reason, '7.4', 'a Close with a wrong code and reason: 1002; they say 1007'),
-    (control_is_no_part, '5.4', 'a control frame adds nothing to its message; to them it does'),
+    (length_not_minimal, '5.2', 'a length is not minimal: 1002; websockets accepts it'),
+    (length_at_once, '5.2', 'the first bytes of a length are invalid: 1002; websockets waits'),
+    (length_has_top_bit, '5.2', 'a length is 2^63 or more: 1002; websockets says 1009'),
+    (header_before_size, '5.2', 'an invalid header of a frame too big: 1002; websockets says 1009'),
+    (header_at_once, '7.1.7', 'an invalid header: 1002 as soon as that shows; websockets reads on'),
+    (key_before_size, '10.4', 'a frame too big: 1009 after the masking key; websockets before it'),
+    (too_many_fragments, '10.4', 'more than maxFragments: 1008; websockets has no such limit'),
+    (text_at_once, '8.1', 'text is not UTF-8: 1007 as soon as that shows; websockets reads on'),
+    (half_surrogate, '8.1', 'ED A0..BF begins no character: 1007; Python waits for a third byte'),
+    (close_inside_message, '5.4', 'a Close inside a message is answered; websockets says 1002'),
+    (code_before_reason, '7.4', 'a Close, its code and reason invalid: 1002; websockets says 1007'),
+    (control_not_counted, '5.4', 'control frames add no message bytes; in websockets they do'),
 ]
 
 
 def expected(theirs):
-    """What the server's decoder has to answer, and the rows that say so: the row for the
-    earliest frame counts. Without any, what `websockets` found."""
+    """What the server's decoder must answer, and the rows that say so: the row for the
+    earliest frame counts. If no row applies, that is what `websockets` found."""
     count, answer, rows = len(theirs.frames) + 1, theirs.answer(), []
     for row, _, _ in EXPLAINED:
         instead = row(theirs)
@@ -551,36 +553,37 @@ def short(text):
 
 
 def check(case, ours, seen):
-    """Whether all is the same, or explained; counts the rows. Prints what is not."""
+    """Whether both decoders agree or a row explains the difference; counts the rows. Prints
+    what is unexplained."""
     if len(set(ours)) > 1:
-        print(f'--- other pieces, another result in {shown(case)}')
+        print(f'--- the result depends on the pieces in {shown(case)}')
         for (pieces, direct), answer in zip(case.deliveries, ours):
             print(f'  in {len(pieces)} pieces, direct {direct}: {short(repr(answer))}')
         return False
     theirs = Theirs(case)
     answer, rows = expected(theirs)
     if answer != ours[0]:
-        print(f'--- a difference that nothing explains in {shown(case)}')
+        print(f'--- an unexplained difference in {shown(case)}')
         print(f'  the server: {short(repr(ours[0]))}')
         print(f'  websockets: {short(repr(theirs.answer()))}')
         for row in rows:
-            print(f'  {row.__name__} would be: {short(repr(answer))}')
+            print(f'  {row.__name__} expects: {short(repr(answer))}')
         return False
     seen.update(rows or [theirs.end if theirs.end[:4] == b'fail' else theirs.end[:5]])
     return True
 
 
 def report(seen, full):
-    """Prints how often each row was needed; gives the number of those that never were."""
+    """Prints how often each row was needed; returns how many never were."""
     unseen = 0
-    print('how the streams end that both decoders agree on:')
+    print('where the decoders agree, the streams end with:')
     for end in sorted(key for key in seen if isinstance(key, bytes)):
         print(f'  {seen[end]:6}  {end.decode()}')
-    print('how they differ:')
+    print('where they differ:')
     for row, section, reason in EXPLAINED:
         print(f'  {seen[row]:6}  {reason} (RFC 6455 {section})')
         if full and not seen[row]:
-            print(f'--- {row.__name__} explains nothing any more')
+            print(f'--- {row.__name__} was never needed')
             unseen += 1
     return unseen
 
@@ -601,7 +604,7 @@ def main():
         answers = decode_ours(options.decoder, cases)
         passed += sum(check(case, ours, seen) for case, ours in zip(cases, answers))
         if begin + BATCH - passed > 20:
-            print('--- and so on')
+            print('--- too many failures: stopped')
             break
     failed = min(begin + BATCH, len(numbers)) - passed
     failed += report(seen, len(numbers) >= FULL)
