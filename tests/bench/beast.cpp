@@ -68,8 +68,8 @@ class Session : public std::enable_shared_from_this<Session> {
         });
     }
 
-    // The next message is read when this one is answered, but for a broadcast: that waits in
-    // the queues of all.
+    // The next message is read once this one is answered. A broadcast only goes to the queues,
+    // so the next message is read at once.
     void process() {
         stream_.text(stream_.got_text());
         const auto data = input_.data();

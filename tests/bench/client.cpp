@@ -1,23 +1,23 @@
 // SPDX-License-Identifier: MIT
 // Extendible WebSocket Server
 
-// The load of `make bench`: one measurement of one server.
+// The load generator of `make bench`: one measurement of one server.
 //
 //     client --port=N --pid=N [--job=echo|json|broadcast|churn] [--payload=text|utf8|binary|json]
 //            [--bytes=N] [--active=N] [--window=N] [--idle=N] [--speak-ms=N] [--seconds=N]
 //
-// It connects `idle` connections, each of which has one message answered and is silent then,
-// and `active` ones, each of which keeps `window` messages in flight for a warm-up and then
-// for `seconds`: when an answer is there, the next message goes out. Messages have so many
-// `bytes`, 6 at least. With --speak-ms, one of the idle ones sends a message every so many
-// milliseconds. In a broadcast there are `active` senders among `idle` more connections that
-// all hear them; churn lets `active` connections at a time come, have one message answered,
-// close, and come again.
+// It opens `idle` connections, each of which sends one message, waits for the answer and then
+// stays silent, and `active` connections, each of which keeps `window` messages in flight
+// during a warm-up and then for `seconds`: each answer makes it send the next message.
+// Messages are `bytes` long, at least 6. With --speak-ms, an idle connection sends a message
+// every that many milliseconds. In a broadcast, `active` senders are heard by all, themselves
+// and `idle` other connections. In churn, `active` connections at a time connect, send one
+// message, wait for the answer, close, and start over.
 //
-// One thread, one epoll loop, and as little as possible to do for each message, because
-// what is to be measured is the server: frames are masked beforehand; what comes back is
-// compared byte by byte with what must come, as if it were one endless stream. A wrong byte,
-// a lost or a needless message, or ten seconds of silence end it with status 1.
+// It runs one epoll loop in one thread and does as little as possible for each message,
+// because it is to measure the server: frames are masked in advance, and what comes back is
+// compared with the expected bytes as one endless stream. A wrong byte, a lost or superfluous
+// message, or ten seconds without an answer end it with status 1.
 //
 // The result is one line of JSON: see report().
 #include <arpa/inet.h>
@@ -57,7 +57,7 @@ constexpr size_t kConnectingAtOnce = 128;
 [[noreturn]] void fail(const std::string &why) { throw std::runtime_error(why); }
 
 // ----------------------------------------------------------------------------
-// What is asked for.
+// Options
 // ----------------------------------------------------------------------------
 struct Options {
     std::string job = "echo";
@@ -72,13 +72,13 @@ struct Options {
     Nanoseconds duration = kSecond;
 };
 
-// From "--name=value". Times are given in the units of their names.
+// Parses "--name=value". The names of times say their units.
 Options parse(int argc, char **argv) {
     std::map<std::string, std::string> given;
     for (int i = 1; i < argc; ++i) {
         const std::string arg = argv[i];
         const size_t equals = arg.find('=');
-        if (arg.rfind("--", 0) != 0 || equals == std::string::npos) fail("what is " + arg + "?");
+        if (arg.rfind("--", 0) != 0 || equals == std::string::npos) fail("unknown argument " + arg);
         given[arg.substr(2, equals - 2)] = arg.substr(equals + 1);
     }
     Options options;
@@ -103,7 +103,7 @@ Options parse(int argc, char **argv) {
 }
 
 // ----------------------------------------------------------------------------
-// Clocks, and what the system knows of the server.
+// Clocks, and what the system tells about the server
 // ----------------------------------------------------------------------------
 Nanoseconds read(clockid_t clock) {
     timespec time{};
@@ -120,7 +120,7 @@ Nanoseconds processorTime(pid_t pid) {
     return read(clock);
 }
 
-// Resident bytes.
+// In bytes.
 std::int64_t residentMemory(pid_t pid) {
     long long resident = 0;
     std::FILE *file = std::fopen(("/proc/" + std::to_string(pid) + "/statm").c_str(), "r");
@@ -138,7 +138,7 @@ Moment moment(pid_t server) {
 }
 
 // ----------------------------------------------------------------------------
-// What is sent, and what must come back.
+// What is sent, and what must come back
 // ----------------------------------------------------------------------------
 
 // RFC 6455 1.3: a key and its answer.
@@ -150,7 +150,7 @@ constexpr std::string_view kMaskingKey = "\x37\xfa\x21\x3d";  // of RFC 6455 5.7
 
 constexpr size_t kNumberDigits = 6;  // each payload begins with the number of its connection
 
-// A frame of RFC 6455 5.2, whole and final; masked as clients have to.
+// A final frame (RFC 6455 5.2); clients must mask.
 std::string frame(int opcode, std::string payload, bool masked) {
     const size_t size = payload.size();
     const int mask = masked ? 0x80 : 0;
@@ -174,7 +174,7 @@ std::string digits(size_t number) {
     return std::string(kNumberDigits - std::min(kNumberDigits, text.size()), '0') + text;
 }
 
-// `bytes` long, except for JSON, which is as long as it is: a little object.
+// A payload of `bytes` bytes; JSON is always the same small object.
 std::string payload(const std::string &kind, size_t bytes, size_t number) {
     std::string out = digits(number);
     if (kind == "json")
@@ -202,14 +202,14 @@ std::string answerTo(const std::string &job, const std::string &message) {
     return message.substr(0, message.size() - 1) + R"(,"to":"all"})";
 }
 
-// Both directions of a connection, as streams that repeat. `out` has so many frames that a
-// whole window can be sent at once, whichever frame is the next.
+// Both directions of a connection, as streams that repeat. `out` has enough frames to send a
+// whole window at once, whichever frame is next.
 struct Traffic {
     std::string out, in;
     size_t outFrame = 0, inFrame = 0;
 };
 
-// Of the connection with that number, which tells its messages from those of all others.
+// The traffic of the connection with that number. The number makes its messages unique.
 Traffic traffic(const Options &options, size_t number, size_t window) {
     const int opcode = options.payload == "binary" ? 2 : 1;
     const std::string message = payload(options.payload, options.bytes, number);
@@ -224,28 +224,28 @@ Traffic traffic(const Options &options, size_t number, size_t window) {
 }
 
 // ----------------------------------------------------------------------------
-// A connection. It is idle while nothing of it is in flight.
+// A connection. It is idle while it has nothing in flight.
 // ----------------------------------------------------------------------------
 struct Connection {
     enum class State { closed, connecting, upgrading, open, closing };
 
     size_t number = 0;
     size_t window = 1;
-    bool active = false;  // sends again when an answer comes
+    bool active = false;  // sends the next message when an answer comes
     Traffic traffic;
 
     int fd = -1;
     State state = State::closed;
     bool watchesOut = false;
     size_t toSend = 0;             // bytes that are due
-    size_t outAt = 0, inAt = 0;    // where we are in the streams
+    size_t outAt = 0, inAt = 0;    // positions in the streams
     size_t received = 0;           // messages, in a broadcast
-    std::string rest;              // what came and is not whole yet
-    std::deque<Nanoseconds> sent;  // when, for each message in flight
+    std::string rest;              // received, but incomplete
+    std::deque<Nanoseconds> sent;  // when each message in flight was sent
     Nanoseconds began = 0;         // when it connected
 };
 
-// How long answers took.
+// Times from message to answer.
 class Latencies {
   public:
     Latencies() { all_.reserve(1 << 20); }
@@ -253,7 +253,7 @@ class Latencies {
     void clear() { all_.clear(); }
     size_t count() const { return all_.size(); }
 
-    // In microseconds; 0 if there are none.
+    // In microseconds; 0 if there is none.
     double percentile(double share) {
         if (all_.empty()) return 0;
         const auto nth = static_cast<std::ptrdiff_t>(share * static_cast<double>(all_.size() - 1));
@@ -266,14 +266,14 @@ class Latencies {
 };
 
 // ----------------------------------------------------------------------------
-// The client.
+// The client
 // ----------------------------------------------------------------------------
 class Client {
   public:
     explicit Client(const Options &options);
     ~Client();
 
-    // All of it: connects, warms up, measures, lets what is in flight come back.
+    // Connects, warms up, measures, and waits for what is still in flight.
     void run();
 
     void report();
@@ -314,11 +314,11 @@ class Client {
     std::vector<char> inbox_ = std::vector<char>(256 << 10);
 
     Phase phase_ = Phase::connecting;
-    size_t connecting_ = 0;  // begun, and not ready yet
-    size_t inFlight_ = 0;    // messages of all, or connections that churn
+    size_t connecting_ = 0;  // connections that are not ready yet
+    size_t inFlight_ = 0;    // messages; in churn, connections
     size_t broadcasts_ = 0;  // sent
-    size_t messages_ = 0;    // answered, delivered, or come and gone
-    size_t speaker_ = 0;     // the next of the idle ones to speak
+    size_t messages_ = 0;    // answered; in a broadcast, delivered; in churn, connections
+    size_t speaker_ = 0;     // the idle connection that speaks next
     Nanoseconds nextSpeech_ = 0;
     Nanoseconds now_ = wallClock();  // read once per event
     Nanoseconds lastProgress_ = now_;
@@ -327,7 +327,7 @@ class Client {
     std::int64_t residentBefore_ = 0, residentAfter_ = 0;
 };
 
-// Everything that will be sent is made here, so none of it is while the server waits.
+// Prepares everything that will be sent, so that the server never waits for that.
 Client::Client(const Options &options) : options_(options) {
     rlimit files{};
     getrlimit(RLIMIT_NOFILE, &files);
@@ -344,7 +344,7 @@ Client::Client(const Options &options) : options_(options) {
     }
 }
 
-// Resets what is still open: nothing of it shall wait in the kernel for the next measurement.
+// Resets open connections, so that none lingers in the kernel during the next measurement.
 Client::~Client() {
     const linger reset{1, 0};
     for (const Connection &c : connections_) {
@@ -355,7 +355,7 @@ Client::~Client() {
     close(epoll_);
 }
 
-// The warm-up is half as long as the measurement: Node compiles what it finds busy then.
+// The warm-up, half as long as the measurement, lets Node compile its busy functions.
 void Client::run() {
     residentBefore_ = residentMemory(options_.pid);
     if (!isChurn()) connectAll();
@@ -372,9 +372,9 @@ void Client::run() {
     drain();
 }
 
-// Rates are per second, times in microseconds, memory in bytes; shares are of one core. `rate`
-// and `cpu_us` are of all messages (in a broadcast: of those delivered, in churn: of connections),
-// p50 and p99 of those of the active connections, speech_p50 and speech_p99 of the idle ones.
+// Rates are per second, times in microseconds, memory in bytes, shares of one core. `rate` and
+// `cpu_us` count all messages (in a broadcast: those delivered; in churn: connections); p50 and
+// p99 are latencies of active connections, speech_p50 and speech_p99 of idle ones.
 void Client::report() {
     const auto wall = static_cast<double>(end_.wall - begin_.wall);
     const auto server = static_cast<double>(end_.server - begin_.server);
@@ -394,7 +394,7 @@ void Client::report() {
 
 // --- the course of a measurement ---------------------------------------------------
 
-// A hundred and some at a time: no server shall have to turn anybody away.
+// A limited number at a time, so that no server's backlog overflows.
 void Client::connectAll() {
     for (Connection &c : connections_) {
         while (connecting_ >= kConnectingAtOnce) turn(now_ + kPatience);
@@ -414,7 +414,7 @@ void Client::start() {
     }
 }
 
-// Whatever was sent has to come back, and nothing else.
+// Waits until everything that was sent has come back.
 void Client::drain() {
     phase_ = Phase::draining;
     const auto missing = [&] {
@@ -432,7 +432,7 @@ void Client::runUntil(Nanoseconds end) {
     while (now_ < end) turn(end);
 }
 
-// Waits for events, at most until that time, and serves them.
+// Waits for events until that time at most, and serves them.
 void Client::turn(Nanoseconds until) {
     if (phase_ == Phase::loading && options_.speakEvery > 0) {
         speak();
@@ -449,8 +449,8 @@ void Client::turn(Nanoseconds until) {
     if (waiting && now_ - lastProgress_ > kPatience) fail("no answer for 10 seconds");
 }
 
-// Lets the next idle connection speak when its time has come. Neighbours in the order of
-// arrival do not follow one another.
+// Lets the next idle connection speak when it is time. The stride keeps connections that the
+// server accepted one after another from speaking in that order.
 void Client::speak() {
     if (now_ < nextSpeech_) return;
     constexpr size_t kStride = 7919;  // a prime
@@ -462,7 +462,7 @@ void Client::speak() {
 
 // --- a connection's life ---------------------------------------------------------------
 
-// The request follows when the connection is there, which is when it can be written to.
+// Starts to connect. serve() sends the request when the socket is writable.
 void Client::open(Connection &c) {
     c.fd = socket(AF_INET, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
     if (c.fd < 0) fail("socket: " + std::string(std::strerror(errno)));
@@ -486,7 +486,7 @@ void Client::open(Connection &c) {
     c.watchesOut = true;
 }
 
-// What has happened to a connection: it is there, has room for more, or has something for us.
+// Handles a connection's events: it is connected, writable or readable.
 void Client::serve(Connection &c, std::uint32_t events) {
     if (c.state == State::connecting) {
         if (::send(c.fd, kRequest.data(), kRequest.size(), MSG_NOSIGNAL) !=
@@ -500,7 +500,7 @@ void Client::serve(Connection &c, std::uint32_t events) {
     if (events & ~std::uint32_t{EPOLLOUT}) receive(c);
 }
 
-// Reads once: what is left then brings the next event.
+// Reads once; if more is left, epoll reports the connection again.
 void Client::receive(Connection &c) {
     const ssize_t size = recv(c.fd, inbox_.data(), inbox_.size(), 0);
     if (size < 0 && (errno == EAGAIN || errno == EINTR)) return;
@@ -519,27 +519,27 @@ void Client::receive(Connection &c) {
     }
 }
 
-// Once the answer to the handshake is whole, the first message goes out; but in a broadcast
-// it would go to everybody.
+// Once the answer to the handshake is complete, sends the first message; not in a broadcast,
+// where all others would receive it.
 void Client::upgrade(Connection &c) {
     const size_t end = c.rest.find("\r\n\r\n");
     if (end == std::string::npos) return;
     if (c.rest.rfind("HTTP/1.1 101 ", 0) != 0 || c.rest.find(kAccepted) == std::string::npos ||
         end + 4 != c.rest.size())
-        fail("the handshake was answered with " + c.rest);
+        fail("the server answered the handshake with " + c.rest);
     c.rest = {};
     c.state = State::open;
     if (isBroadcast()) ready();
     else send(c, 1);
 }
 
-// What must come is known: this compares, and counts the frames that are whole with it.
+// Compares what came with the expected stream, and counts the frames it completes.
 void Client::receiveStream(Connection &c, const char *bytes, size_t size) {
     const std::string &expected = c.traffic.in;
     const size_t before = c.inAt % c.traffic.inFrame;
     const size_t count = (before + size) / c.traffic.inFrame;
     if (count > c.sent.size() || (count == c.sent.size() && (before + size) % c.traffic.inFrame))
-        fail("the server sent more than it was asked for");
+        fail("the server sent a superfluous message");
     while (size > 0) {
         const size_t part = std::min(size, expected.size() - c.inAt);
         if (std::memcmp(bytes, expected.data() + c.inAt, part) != 0)
@@ -551,7 +551,7 @@ void Client::receiveStream(Connection &c, const char *bytes, size_t size) {
     if (count > 0) answered(c, count);
 }
 
-// So many messages came back, in one piece: as many go out, in one piece.
+// `count` messages came back in one piece: the next `count` go out in one piece.
 void Client::answered(Connection &c, size_t count) {
     lastProgress_ = now_;
     Latencies &latencies = c.active ? latencies_ : speeches_;
@@ -572,7 +572,7 @@ void Client::answered(Connection &c, size_t count) {
     else if (phase_ == Phase::loading && c.active) send(c, count);
 }
 
-// Frames of a broadcast are of equal length, and say whose they are.
+// All frames of a broadcast have the same length and begin with the sender's number.
 void Client::receiveBroadcast(Connection &c, const char *bytes, size_t size) {
     std::string joined;
     if (!c.rest.empty()) {
@@ -592,7 +592,7 @@ void Client::receiveBroadcast(Connection &c, const char *bytes, size_t size) {
         ++c.received;
         done(1);
         if (sender == c.number) {
-            if (c.sent.empty()) fail("the server sent more than it was asked for");
+            if (c.sent.empty()) fail("the server sent a superfluous message");
             note(latencies_, c.sent.front());
             c.sent.pop_front();
             if (phase_ == Phase::loading) send(c, 1);
@@ -606,7 +606,7 @@ void Client::receiveBroadcast(Connection &c, const char *bytes, size_t size) {
 void Client::closed(Connection &c, std::string_view bytes) {
     c.rest += bytes;
     if (!bytes.empty()) return;
-    if (c.rest != frame(8, "\x03\xe8", false)) fail("the server did not close as it has to");
+    if (c.rest != frame(8, "\x03\xe8", false)) fail("the server answered the close wrongly");
     close(c.fd);
     c.fd = -1;
     c.state = State::closed;
@@ -622,7 +622,7 @@ void Client::ready() {
     lastProgress_ = now_;
 }
 
-// These two count what happens under load; what is in flight at its end counts no more.
+// done() and note() count only what happens under load, not what is in flight at its end.
 void Client::done(size_t messages) {
     if (phase_ == Phase::loading) messages_ += messages;
 }
@@ -641,7 +641,7 @@ void Client::send(Connection &c, size_t count) {
     flush(c);
 }
 
-// Writes what is due, as far as it goes; the rest waits for room.
+// Writes what is due, as far as the kernel takes it; watches for room for the rest.
 void Client::flush(Connection &c) {
     const size_t period = c.window * c.traffic.outFrame;
     while (c.toSend > 0) {

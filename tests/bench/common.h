@@ -5,19 +5,19 @@
 //
 //     SERVER echo|json|broadcast [PORT]
 //
-// prints the port that it listens on at 127.0.0.1 (PORT 0, the default: one that the
-// system picks) and who it is, and serves until it is killed. What it does with a message:
+// prints its port on 127.0.0.1 (PORT 0, the default: the system picks one) and its name and
+// version, and serves until it is killed. It treats a message by its job:
 //
 //     echo       sends it back, text as text, binary as binary
 //     json       parses it, adds "to":"all" to the object, sends that back
-//     broadcast  sends it to everyone, the sender included
+//     broadcast  sends it to all connections, the sender included
 //
-// All parse and write JSON with jsoncpp: servers are compared here, not JSON libraries.
+// All use jsoncpp for JSON: the benchmark compares servers, not JSON libraries.
 
 #ifndef WS_TESTS_BENCH_COMMON_H
 #define WS_TESTS_BENCH_COMMON_H
 
-// What is included behind this shall not spend time on assertions. (Ours has none.)
+// The libraries included after this must not spend time on assertions. (Ours has none.)
 #ifndef NDEBUG
 #define NDEBUG
 #endif
@@ -51,7 +51,7 @@ struct Options {
     unsigned short port = 0;
 };
 
-// Reads the command line, and raises the limit of open files as far as it goes.
+// Parses the command line, and raises the limit of open files as far as allowed.
 inline Options start(int argc, char **argv) {
     const std::string_view job = argc > 1 ? argv[1] : "";
     Options options;
@@ -68,13 +68,13 @@ inline Options start(int argc, char **argv) {
     return options;
 }
 
-inline void announce(int port, const std::string &who) {
-    std::printf("%d %s\n", port, who.c_str());
+inline void announce(int port, const std::string &name) {
+    std::printf("%d %s\n", port, name.c_str());
     std::fflush(stdout);
 }
 
-// The answer to a JSON text, as the servers write it that have no JSON of their own. The
-// reader and the writer are made once: that is the expensive part.
+// The answer to a JSON text, for servers that have no JSON of their own. The reader and the
+// writer are expensive to create, so they are created once.
 inline std::string jsonAnswer(std::string_view text) {
     static const std::unique_ptr<Json::CharReader> reader(
         Json::CharReaderBuilder().newCharReader());

@@ -2,8 +2,8 @@
 // Extendible WebSocket Server
 
 // A server on libwebsockets and its own poll() loop, as `make bench` measures it: see
-// common.h for what it does. Settings: no log, no extensions, large buffers; it sets
-// TCP_NODELAY by itself, and checks UTF-8, as the others do, if it is told to.
+// common.h for what it does. Settings: no log, no extensions, large buffers, UTF-8 checked as
+// the others do; it sets TCP_NODELAY by itself.
 #include "common.h"
 
 #include <libwebsockets.h>
@@ -22,7 +22,7 @@
 
 namespace {
 
-// A message, behind the room in which libwebsockets writes its frame's header.
+// A message, with room in front of it in which libwebsockets writes the frame's header.
 struct Message {
     std::vector<unsigned char> bytes = std::vector<unsigned char>(LWS_PRE);
     bool binary = false;
@@ -62,7 +62,7 @@ bool writeQueue(Session &session) {
     return true;
 }
 
-// An answer goes out at once where it can, which saves a turn of the loop.
+// Sends an answer at once if possible, which saves a turn of the loop.
 bool answer(Session &session, Message &message) {
     if (session.queue.empty() && !lws_partial_buffered(session.socket))
         return write(session.socket, message);
@@ -94,15 +94,15 @@ bool process(Session &session) {
     return true;
 }
 
-// Collects the message, which comes in as many pieces as it was read in.
+// Collects the pieces of a message.
 bool receive(Session &session, const void *bytes, std::size_t size) {
     session.input.append(bytes, size);
     if (session.input.size() > bench::kMaxMessageBytes) return false;
     if (!lws_is_final_fragment(session.socket)) return true;
     session.input.binary = lws_frame_is_binary(session.socket) != 0;
-    const bool goesOn = process(session);
+    const bool alive = process(session);
     session.input.bytes.resize(LWS_PRE);
-    return goesOn;
+    return alive;
 }
 
 // `user` is where libwebsockets keeps our pointer.
@@ -130,7 +130,7 @@ int main(int argc, char **argv) try {
     job = options.job;
     lws_set_log_level(0, nullptr);
 
-    constexpr std::size_t kReadBytes = 80 << 10;  // 64 KiB and a header come in one piece
+    constexpr std::size_t kReadBytes = 80 << 10;  // fits 64 KiB and a header
     const lws_protocols protocols[] = {
         {"bench", callback, sizeof(Session *), kReadBytes, 0, nullptr, 0},
         {nullptr, nullptr, 0, 0, 0, nullptr, 0}};

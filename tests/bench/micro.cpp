@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: MIT
 // Extendible WebSocket Server
 
-// How fast the parts of server.cpp are that look at each byte, one by one and without sockets:
-// `make bench-micro`. It includes server.cpp, as the white-box tests do, and needs Google Benchmark.
+// `make bench-micro` measures the parts of server.cpp that touch every byte, each by itself
+// and without sockets. It includes server.cpp, as the white-box tests do, and needs Google
+// Benchmark.
 #include <benchmark/benchmark.h>
 
 #if defined(__GNUC__) && !defined(__clang__)  // see tests/white.h
@@ -15,7 +16,7 @@ namespace {
 
 using benchmark::State;
 
-// "Of these sizes" for what has a size: 20 bytes are a short message, 256 KiB one recv().
+// Sizes in bytes: 20 is a short message, 262144 one recv().
 void sizes(benchmark::internal::Benchmark *row) { row->Arg(20)->Arg(200)->Arg(4096)->Arg(262144); }
 
 void countBytes(State &state, std::size_t size) {
@@ -51,14 +52,14 @@ BENCHMARK_CAPTURE(utf8, Greek, "γειά σου ")->Apply(sizes);
 BENCHMARK_CAPTURE(utf8, Japanese, "いろは")->Apply(sizes);
 BENCHMARK_CAPTURE(utf8, emoji, "🌍")->Apply(sizes);
 
-// A client's frames, one behind the other, as many as are in one recv(): masked text.
+// A client's masked text frames, as many as fit in one recv().
 void frames(State &state) {
     constexpr std::size_t kInbox = 262144;
     const auto size = static_cast<std::size_t>(state.range(0));
     std::string frame(frameHeaderSize(size), '\0');
     encodeFrameHeader(frame.data(), Opcode::text, size);
     frame[1] = static_cast<char>(frame[1] | 0x80);
-    frame.append(4, '\0').append(size, 'x');  // with a key of zeros it is the same unmasked
+    frame.append(4, '\0').append(size, 'x');  // a masking key of zeros changes nothing
     std::string inbox;
     do inbox += frame;
     while (inbox.size() + frame.size() <= kInbox);
@@ -87,7 +88,7 @@ void hashing(State &state) {
 }
 BENCHMARK(hashing)->Name("SHA-1")->Apply(sizes);
 
-// All that a handshake takes without socket, hooks and user: as a browser sends it.
+// A browser's handshake, without socket, hooks and user.
 void handshake(State &state) {
     const std::string request =
         "GET /chat?room=blue HTTP/1.1\r\nHost: example.com:12345\r\nConnection: Upgrade\r\n"

@@ -15,7 +15,7 @@ struct User : WSBaseUser {
     User() { maxIdle = 0; }
 };
 
-// As the others are set up: no timeouts, no pings, no log.
+// Set up like the others: no timeouts, no pings, no log.
 struct Config : WSBaseConfig {
     Config() {
         address = "127.0.0.1";
@@ -43,7 +43,7 @@ class Server : public WebSocketServer<User, Config> {
         }
     }
 
-    // That less files can be open here than there might be users.
+    // Silences the warning that maxUsers exceeds the limit of open files.
     void console(WSLevel, std::string_view) override {}
 
     bench::Job job_;

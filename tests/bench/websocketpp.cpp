@@ -18,7 +18,7 @@ namespace {
 
 namespace wspp = websocketpp;
 
-// The types of one thread that logs nothing, in both places that websocketpp has for them.
+// One thread, no log: websocketpp wants these types in two places.
 struct Config : wspp::config::asio {
     using type = Config;
     using base = wspp::config::asio;
@@ -86,8 +86,7 @@ class Server {
         }
     }
 
-    // A message that carries its frame header already goes out as it is, to any number of
-    // connections.
+    // A prepared message has its frame header, and goes out to all connections as it is.
     void broadcast(const Endpoint::message_ptr::element_type &msg) {
         namespace frame = wspp::frame;
         const std::string &payload = msg.get_payload();

@@ -2,8 +2,8 @@
 // Extendible WebSocket Server
 
 // A server on ws under Node, as `make bench` measures it: see common.h for what it does.
-// Settings: no compression; bufferutil, which ws takes by itself if it is installed, unmasks
-// natively; Node sets TCP_NODELAY.
+// Settings: no compression; native unmasking by bufferutil, which ws uses if it is installed;
+// Node sets TCP_NODELAY.
 'use strict';
 
 const { WebSocketServer } = require('ws');
@@ -39,5 +39,5 @@ server.on('listening', () => {
 });
 server.on('connection', (socket) => {
     socket.on('message', (data, isBinary) => handle(socket, data, isBinary));
-    socket.on('error', () => {});  // a peer that is lost; 'close' follows
+    socket.on('error', () => {});  // the peer is lost; 'close' follows
 });
