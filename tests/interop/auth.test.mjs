@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: MIT
 // Extendible WebSocket Server
 
-// examples/auth: who is let in, who is not, and when it ends. Tokens are made and read here by
-// Node's own HMAC and base64url.
+// examples/auth: which clients it accepts and refuses, and when it disconnects them. Tokens are
+// made and parsed with Node's own HMAC and base64url.
 
 import assert from 'node:assert/strict';
 import { spawnSync } from 'node:child_process';
@@ -19,7 +19,7 @@ const AUTH = process.env.AUTH ?? 'examples/auth';
 const limit = { timeout: 40_000 };
 const key = randomBytes(32).toString('hex');
 const password = 'schön & geheim: 1';
-let auth, brief;  // what `brief` hands out is good for two seconds
+let auth, brief;  // tokens of `brief` are valid for two seconds
 let browser;
 
 async function startAuth(...options) {
@@ -50,12 +50,12 @@ const signed = (word, by = key) =>
 const token = (user, expires = now() + 60, by = key) =>
   signed(encoded(JSON.stringify({ user, expires })), by);
 
-// How a request to connect is answered: the status, or a client that is open.
+// Tries to connect. Returns the status of the answer, and the open client if it is 101.
 function ask(server, { cookie, protocols = [], origin = originOf(server) } = {}) {
   const headers = cookie === undefined ? {} : { Cookie: `other=1; __Host-token=${cookie}` };
   const client = new WebSocket(server.url(), protocols, { headers, origin });
   client.first = once(client, 'message').then(([data]) => JSON.parse(data));
-  client.first.catch(() => {});  // it is not let in, or does not want to know
+  client.first.catch(() => {});  // it is refused, or nothing waits for its first message
   return new Promise((got, failed) => {
     client.on('unexpected-response', (request, response) => {
       response.resume();
@@ -76,34 +76,34 @@ async function statusFor(how) {
 
 forEach('401 for', [
   ['no token', () => undefined],
-  ['an empty one', () => ''],
-  ['a word that is none', () => 'ann'],
+  ['an empty token', () => ''],
+  ['a word that is not a token', () => 'ann'],
   ['a dot', () => '.'],
   ['a payload without a signature', () => token('ann').split('.')[0]],
   ['a payload with an empty signature', () => `${token('ann').split('.')[0]}.`],
   ['a signature without a payload', () => `.${token('ann').split('.')[1]}`],
-  ['a right signature of nothing', () => signed('')],
-  ['a right signature of what is no JSON', () => signed(encoded('ann'))],
-  ['a right signature of what is no base64', () => signed('!')],
+  ['a valid signature of an empty payload', () => signed('')],
+  ['a valid signature of a payload that is not JSON', () => signed(encoded('ann'))],
+  ['a valid signature of a payload that is not base64', () => signed('!')],
   ['a third word', () => `${token('ann')}.${token('ann')}`],
   ['the signature of another payload',
     () => `${token('ann').split('.')[0]}.${token('bob').split('.')[1]}`],
   ['another key', () => token('ann', now() + 60, `${key}0`)],
-  ['one that says it is not signed, as other kinds may',
+  ['a token that says it is not signed, as JWTs may',
     () => `${encoded('{"alg":"none"}')}.${encoded('{"user":"ann"}')}.`],
-  ['one that has expired a second ago', () => token('ann', now() - 1)],
-  ['one that expires now', () => token('ann', now())],
+  ['a token that expired a second ago', () => token('ann', now() - 1)],
+  ['a token that expires now', () => token('ann', now())],
 ], async (cookie) => {
   assert.equal(await statusFor({ cookie: cookie() }), 401);
   const offered = cookie() && /^[\w.-]+$/.test(cookie()) ? [`token.${cookie()}`] : [];
   assert.equal(await statusFor({ protocols: ['auth.v1', ...offered] }), 401);
 });
 
-test('401 for a token in which any one letter is wrong, or with any part cut off', limit, async () => {
+test('401 for a token with any letter wrong, or cut at any place', limit, async () => {
   const right = token('ann');
   const letters = 'ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_';
   for (let i = 0; i < right.length; ++i) {
-    const other = letters[letters.indexOf(right[i]) ^ 1] ?? 'A';  // the last bit is another
+    const other = letters[letters.indexOf(right[i]) ^ 1] ?? 'A';  // the last bit differs
     const wrong = right.slice(0, i) + other + right.slice(i + 1);
     assert.equal(await statusFor({ cookie: wrong }), 401, wrong);
     assert.equal(await statusFor({ cookie: right.slice(0, i) }), 401, `cut after ${i}`);
@@ -111,12 +111,12 @@ test('401 for a token in which any one letter is wrong, or with any part cut off
   assert.equal(await statusFor({ cookie: right }), 101);
 });
 
-test('403 for a right token whose owner is banned', limit, async () => {
+test('403 for a valid token of a banned user', limit, async () => {
   assert.equal(await statusFor({ cookie: token('mallory') }), 403);
   assert.equal(await statusFor({ protocols: ['auth.v1', `token.${token('mallory')}`] }), 403);
 });
 
-forEach('403 for a right token from', [
+forEach('403 for a valid token from', [
   ["another site's page", () => 'https://elsewhere.example'],
   ['another port', () => originOf(brief)],
   ['a page without an origin', () => 'null'],
@@ -124,11 +124,11 @@ forEach('403 for a right token from', [
   assert.equal(await statusFor({ cookie: token('ann'), origin: origin() }), 403);
 });
 
-test('the right origin alone is not enough', limit, async () => {
+test('the right origin without a token is not enough', limit, async () => {
   assert.equal(await statusFor({ origin: originOf(auth) }), 401);
 });
 
-test('who has a right token in a cookie is let in, and known', limit, async () => {
+test('a client with a valid token in a cookie is accepted and identified', limit, async () => {
   const { client } = await ask(auth, { cookie: token('ann') });
   assert.equal((await client.first).you, 'ann');
   assert.equal(client.protocol, '');
@@ -138,7 +138,7 @@ test('who has a right token in a cookie is let in, and known', limit, async () =
   client.terminate();
 });
 
-test('a program may offer the token as a subprotocol, and gets the real one', limit, async () => {
+test('a program may offer the token as a subprotocol; another is agreed on', limit, async () => {
   const protocols = ['auth.v1', `token.${token('bob')}`];
   const { client } = await ask(auth, { protocols, origin: '' });
   assert.equal((await client.first).you, 'bob');
@@ -146,18 +146,18 @@ test('a program may offer the token as a subprotocol, and gets the real one', li
   client.terminate();
 });
 
-test('a token that is offered counts before a cookie', limit, async () => {
+test('an offered token takes precedence over a cookie', limit, async () => {
   const protocols = ['auth.v1', `token.${token('ann', now() - 1)}`];
   assert.equal(await statusFor({ cookie: token('ann'), protocols }), 401);
 });
 
-test('when the token expires the connection is closed with 4401', limit, async () => {
+test('when the token expires, the connection is closed with 4401', limit, async () => {
   const expires = now() + 2;
   const { client } = await ask(auth, { cookie: token('ann', expires) });
   const lasting = await ask(auth, { cookie: token('bob') });
   const [code, reason] = await once(client, 'close');
   assert.deepEqual([code, reason.toString()], [4401, 'the token has expired']);
-  assert.ok(Date.now() / 1000 >= expires, 'not before');
+  assert.ok(Date.now() / 1000 >= expires, 'it is closed too early');
   assert.equal(lasting.client.readyState, WebSocket.OPEN);
   lasting.client.terminate();
 });
@@ -176,7 +176,7 @@ function get(target, headers) {
 
 const basic = (text) => ({ Authorization: `Basic ${Buffer.from(text).toString('base64')}` });
 
-test('who logs in gets a cookie that only this server gets back', limit, async () => {
+test('a login returns a cookie that the browser sends to this server only', limit, async () => {
   const { status, headers } = await get('/login', basic(`ann:${password}`));
   assert.equal(status, 200);
   assert.equal(headers['cache-control'], 'no-store');
@@ -193,15 +193,15 @@ test('who logs in gets a cookie that only this server gets back', limit, async (
   assert.equal(JSON.parse((await get('/me', { Cookie: cookie })).body).you, 'ann');
 });
 
-forEach('nobody logs in with', [
+forEach('a login is refused with', [
   ['nothing', {}],
   ['a wrong password', basic(`ann:${password}1`)],
   ['an empty password', basic('ann:')],
   ['no password', basic('ann')],
   ['an empty name', basic(`:${password}`)],
-  ['a name that nobody has', basic(`eve:${password}`)],
+  ['an unknown name', basic(`eve:${password}`)],
   ['a name in capitals', basic(`ANN:${password}`)],
-  ['what is no base64', { Authorization: 'Basic !!!!' }],
+  ['something that is not base64', { Authorization: 'Basic !!!!' }],
   ['padding alone', { Authorization: 'Basic ====' }],
   ['another scheme', { Authorization: `Bearer ${password}` }],
 ], async (headers) => {
@@ -209,7 +209,7 @@ forEach('nobody logs in with', [
   assert.deepEqual([status, answered['set-cookie']], [401, undefined]);
 });
 
-test('without a token /me says 401, to who is banned 403', limit, async () => {
+test('/me answers 401 without a token, and 403 to a banned user', limit, async () => {
   assert.equal((await get('/me', {})).status, 401);
   assert.equal((await get('/me', { Cookie: `__Host-token=${token('mallory')}` })).status, 403);
 });
@@ -244,7 +244,7 @@ async function logIn(page, name, word = password) {
 
 const says = (page, text) => page.locator('#status', { hasText: text }).waitFor();
 
-test('two people log in with the page, talk, and stay logged in', limit, async (t) => {
+test('two users log in with the page, talk, and stay logged in', limit, async (t) => {
   const ann = await openPage(t, auth);
   const bob = await openPage(t, auth);
   await logIn(ann, 'ann', 'wrong');
@@ -261,13 +261,13 @@ test('two people log in with the page, talk, and stay logged in', limit, async (
   assert.equal(await bob.evaluate(() => document.cookie), '');
 });
 
-test('the page tells who is banned so', limit, async (t) => {
+test('the page tells a banned user so', limit, async (t) => {
   const page = await openPage(t, auth);
   await logIn(page, 'mallory');
   await says(page, 'mallory may not come in.');
 });
 
-test('the page tells when the token has expired, and one logs in anew', limit, async (t) => {
+test('the page tells when the token has expired, and the user logs in again', limit, async (t) => {
   const page = await openPage(t, brief);
   await logIn(page, 'ann');
   await says(page, 'Closed: 4401');
@@ -275,15 +275,15 @@ test('the page tells when the token has expired, and one logs in anew', limit, a
   await says(page, 'You are ann');
 });
 
-// To the browser a neighbour on another port is the same site: it sends the cookie along, which
-// is good for that server, too, as it has the same key.
-test("a neighbour's page can not connect with the cookie of who is logged in", limit, async (t) => {
+// To the browser, a neighbour on another port is the same site, so it sends the cookie along.
+// Both servers have the same key, so the cookie is valid for both.
+test("a neighbour's page cannot connect with the cookie of a logged-in user", limit, async (t) => {
   const page = await openPage(t, auth);
   await logIn(page, 'ann');
   await says(page, 'You are ann');
   await page.goto(`${originOf(brief)}/`);
   await says(page, 'You are ann');
-  // (An answer of that server without the policy that keeps its page to itself.)
+  // (This answer lacks the Content-Security-Policy of the page, which would forbid the rest.)
   const evil = await page.context().newPage();
   await evil.goto(`${originOf(brief)}/nothing`);
   const connect = (url) => evil.evaluate((url) => new Promise((got) => {

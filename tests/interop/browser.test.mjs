@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: MIT
 // Extendible WebSocket Server
 
-// The server and a real browser, Chromium: first what pages can do with a WebSocket,
-// then the chat, used as people use it.
+// The server and a real browser, Chromium: first what a page can do with a WebSocket, then the
+// chat, used as its users would.
 
 import assert from 'node:assert/strict';
 import path from 'node:path';
@@ -14,7 +14,7 @@ import {
 
 const limit = { timeout: 40_000 };
 let browser, interop, elsewhere, guarded;
-let page;  // an empty one that interop has served
+let page;  // an empty page that interop has served
 
 before(async () => {
   browser = await launchBrowser();
@@ -35,7 +35,7 @@ const originOf = (server) => `http://localhost:${server.port}`;
 // A WebSocket in a page
 // ----------------------------------------------------------------------------
 
-// An empty page that a server has served, with the tools below in its window.
+// An empty page from a server, with the tools below in its window.
 async function openPage(server) {
   const context = await browser.newContext();
   await context.addInitScript(tools);
@@ -44,9 +44,9 @@ async function openPage(server) {
   return page;
 }
 
-// Runs in the page, as do the functions that are given to page.evaluate() further down.
+// Runs in the page, as do the functions given to page.evaluate() below.
 function tools() {
-  // A socket that is open. It keeps its messages, and how it closed.
+  // An open socket. It keeps its messages, and how it closed.
   window.connect = (url, protocols = []) => new Promise((opened, failed) => {
     const socket = new WebSocket(url, protocols);
     socket.binaryType = 'arraybuffer';
@@ -63,10 +63,10 @@ function tools() {
     const take = () => received(socket.messages.shift());
     if (socket.messages.length) return take();
     socket.addEventListener('message', take, { once: true });
-    socket.closed.then(({ code }) => failed(new Error(`no message, but ${code}`)));
+    socket.closed.then(({ code }) => failed(new Error(`no message, but a close with ${code}`)));
   });
 
-  // Whether a connection is let in; a page can not learn why it is not.
+  // Whether the server accepts a connection; a page cannot learn why it does not.
   window.isLetIn = async (url) => {
     const socket = await connect(url).catch(() => null);
     socket?.close();
@@ -83,10 +83,10 @@ function tools() {
 
 forEach('a text comes back:', [
   ['an empty one', '', 1, ''],
-  ['one with characters of one to four bytes', 'aé€😀', 1, 'aé€😀'],
-  ['one with half a character, as the browser mends it', 'x\ud800', 1, 'x\ufffd'],
-  ['one of 1 MiB', '€uros.', MIB / 8, '€uros.'],
-  ['one of 16 MiB', '😀', 4 * MIB, '😀'],
+  ['characters of one to four bytes', 'aé€😀', 1, 'aé€😀'],
+  ['half a character, which the browser replaces', 'x\ud800', 1, 'x\ufffd'],
+  ['1 MiB', '€uros.', MIB / 8, '€uros.'],
+  ['16 MiB', '😀', 4 * MIB, '😀'],
 ], async (text, times, expected) => {
   const isSame = await page.evaluate(async ({ url, text, times, expected }) => {
     const socket = await connect(url);
@@ -119,7 +119,7 @@ forEach('binary data comes back,', [
   assert.deepEqual(got, { type: binaryType, size, isSame: true });
 });
 
-test('ten thousand messages come back in order, and none waits in the browser', limit, async () => {
+test('ten thousand messages come back in order; none is left in the browser', limit, async () => {
   const got = await page.evaluate(async (url) => {
     const socket = await connect(url);
     for (let i = 0; i < 10_000; ++i) socket.send(String(i));
@@ -174,11 +174,11 @@ forEach('the server sees how a page closes:', [
 });
 
 forEach('when the server', [
-  ['ends, the page sees a clean 1001', (server) => server.stop(), { code: 1001, wasClean: true }],
+  ['stops, the page sees a clean 1001', (server) => server.stop(), { code: 1001, wasClean: true }],
   ['is killed, the page sees 1006', (server) => server.kill(), { code: 1006, wasClean: false }],
 ], async (end, expected, t) => {
   const server = await start(INTEROP_SERVER);
-  t.after(() => server.kill());  // if it has not come to its end
+  t.after(() => server.kill());  // if the test fails before it ends
   const page = await openPage(server);
   const socket = await page.evaluateHandle((url) => connect(url), server.url());
   await end(server);
@@ -193,13 +193,13 @@ test('a page from an origin that is not listed is refused', limit, async () => {
   assert.equal(await page.evaluate((url) => isLetIn(url), guarded.url()), false);
 });
 
-test("the guarded server's own page is refused too, as it is not listed", limit, async () => {
+test("the guarded server's own page is refused too, because it is not listed", limit, async () => {
   const page = await openPage(guarded);
   assert.equal(await page.evaluate((url) => isLetIn(url), guarded.url()), false);
   await page.context().close();
 });
 
-test('a page from the listed origin is let in', limit, async () => {
+test('a page from the listed origin is accepted', limit, async () => {
   const page = await openPage(elsewhere);
   assert.equal(await page.evaluate((url) => isLetIn(url), guarded.url()), true);
   await page.context().close();
@@ -221,7 +221,7 @@ test('a sandboxed frame, whose origin is null, is refused', limit, async () => {
 
 forEach('the subprotocol is', [
   ["the server's favourite", ['v1.interop', 'v2.interop'], 'v2.interop'],
-  ['one among strangers', ['v9', 'v1.interop'], 'v1.interop'],
+  ['the only one that the server knows', ['v9', 'v1.interop'], 'v1.interop'],
   ['none, when none is offered', [], ''],
 ], async (offered, agreed) => {
   const got = await page.evaluate(async ({ url, offered }) => {
@@ -247,7 +247,7 @@ test("the page's origin, query and cookies arrive", limit, async () => {
 // ----------------------------------------------------------------------------
 
 
-// A chat of its own for a test, which is stopped when the test is done.
+// A chat for one test, stopped when the test is done.
 async function startChat(t, port = 0) {
   const chat = await start(CHAT, '--port', String(port));
   t.after(() => chat.stop());
@@ -256,7 +256,7 @@ async function startChat(t, port = 0) {
 
 const join = (t, chat, nick) => joinAt(t, browser, `${originOf(chat)}/`, nick);
 
-test('two pages chat, a third one sees what was said before it came', limit, async (t) => {
+test('two pages chat, and a third one sees what was said before', limit, async (t) => {
   const chat = await startChat(t);
   const ann = await join(t, chat, 'Ann');
   const bob = await join(t, chat, 'Bob');
@@ -276,7 +276,7 @@ test('two pages chat, a third one sees what was said before it came', limit, asy
   await ann.waitForFunction(() => document.querySelectorAll('#people li').length === 2);
 });
 
-test('two people with one name are told apart', limit, async (t) => {
+test('two users with the same name are told apart', limit, async (t) => {
   const chat = await startChat(t);
   const first = await join(t, chat, 'Ann');
   const second = await join(t, chat, 'Ann');
@@ -298,9 +298,9 @@ test('text with HTML in it is shown as text', limit, async (t) => {
   assert.equal(await bob.locator('#messages .nick').first().textContent(), '<i>Ann</i>');
 });
 
-test('when the server is started anew the pages come back, no word is lost', limit, async (t) => {
+test('when the server restarts, the pages reconnect and lose no message', limit, async (t) => {
   const first = await start(CHAT, '--port', '0');
-  t.after(() => first.kill());  // if it has not come to its stop()
+  t.after(() => first.kill());  // if the test fails before its stop()
   const ann = await join(t, first, 'Ann');
   const bob = await join(t, first, 'Bob');
   await say(ann, 'before');
@@ -317,7 +317,7 @@ test('when the server is started anew the pages come back, no word is lost', lim
     assert.deepEqual(await allShown(page), ['before', 'while you were away', 'after']);
 });
 
-test('the page of another origin may not join a guarded chat', limit, async (t) => {
+test('a page of another origin cannot join a guarded chat', limit, async (t) => {
   const chat = await start(CHAT, '--port', '0', '--origin', originOf(elsewhere));
   t.after(() => chat.stop());
   const answers = [];
@@ -334,9 +334,9 @@ test('the page of another origin may not join a guarded chat', limit, async (t) 
 const conversation = [
   ['Ann', 'Good morning! Does anybody know when the new server goes live?'],
   ['Bob', 'It is live. You are talking to it.'],
-  ['Ann', 'Oh. 😀 And when it is started anew?'],
-  ['Cleo', 'Then we come back by ourselves, and what we have written meanwhile is sent. ' +
-    'I have read how, on the train: first the loop, then the handshake, then the frames.'],
+  ['Ann', 'Oh. 😀 And what if it is restarted?'],
+  ['Cleo', 'Then we reconnect by ourselves, and what we wrote meanwhile is sent. ' +
+    'I read how on the train: first the loop, then the handshake, then the frames.'],
   ['Bob', 'int main() { ChatServer().run(); }'],
 ];
 

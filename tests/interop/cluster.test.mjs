@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: MIT
 // Extendible WebSocket Server
 
-// examples/cluster with all that it is made for: a Redis server, three processes, HAProxy in
-// front with examples/cluster.cfg, and hundreds of clients that do what chat.html does.
+// examples/cluster as it is meant to run: a Redis server, three processes, HAProxy in front of
+// them with examples/cluster.cfg, and hundreds of clients that do what chat.html does.
 
 import assert from 'node:assert/strict';
 import { execFile } from 'node:child_process';
@@ -53,7 +53,7 @@ async function startHaproxy() {
   Object.assign(process.env, { BIND: `127.0.0.1:${port}`, ...Object.fromEntries(servers) });
   haproxy = await startAndRead(null, 'haproxy', '-q', '-db', '-f', 'examples/cluster.cfg');
   haproxy.port = port;
-  const end = haproxy.ended.then(([status]) => { throw new Error(`haproxy ended with ${status}`); });
+  const end = haproxy.ended.then(([status]) => { throw new Error(`haproxy exited with ${status}`); });
   await Promise.race([healthIs(200, haproxy), end]);
 }
 
@@ -70,13 +70,13 @@ function health(port) {
   });
 }
 
-// Nobody tells when that comes to be; so it is asked again and again.
+// Polls until /healthz answers with that status.
 async function healthIs(status, { port }) {
   while (await health(port) !== status) await new Promise((done) => setTimeout(done, 30));
 }
 
-// One of those behind HAProxy, which knows its port, so that another can take its place. What it
-// calls itself is in the ids of its users.
+// Starts process `i` behind HAProxy. One that replaces another takes its port, which HAProxy
+// knows. The ids of its users tell its own id.
 async function startMember(i) {
   const one = processes[i] = await startProcess('--port', String(processes[i]?.port ?? 0));
   await healthIs(200, one);
@@ -106,20 +106,20 @@ after(async () => {
 
 // --- a page ---------------------------------------------------------------------
 
-const something = new EventEmitter().setMaxListeners(0);  // has happened at some page
+const something = new EventEmitter().setMaxListeners(0);  // 'happened' at some page
 
-// Resolves when `condition` is true, which is looked at whenever something has happened.
+// Resolves when `condition` is true. It is checked whenever something happens at a page.
 async function until(condition) {
   while (!condition()) {
     await once(something, 'happened');
-    await new Promise(setImmediate);  // let more of it happen first
+    await new Promise(setImmediate);  // let pending events happen first
   }
 }
 
 let sessions = 0;
 let keys = 0;
 
-// Does what chat.html does, faster when it comes back; and complains of whatever it must not see.
+// Does what chat.html does, but reconnects faster; and records in `wrong` what must not happen.
 class Page {
   static all = new Set();
   static leaveAll() { for (const page of Page.all) page.leave(); }
@@ -146,7 +146,7 @@ class Page {
     });
   }
 
-  // Without a word, as if its machine had lost its power.
+  // Leaves without a close, as if its machine had lost power.
   leave() {
     Page.all.delete(this);
     this.socket.terminate();
@@ -154,7 +154,7 @@ class Page {
 
   send(message) { this.socket.send(JSON.stringify(message)); }
 
-  // Waits in the outbox until it has come back.
+  // Sends a message and keeps it in the outbox until the server has confirmed it.
   say(text) {
     const said = { type: 'say', text, key: `key ${++keys}` };
     this.outbox.push(said);
@@ -182,8 +182,8 @@ class Page {
     for (const said of this.outbox) this.send(said);
   }
 
-  // What comes after the history follows it without a gap; only an answer to a repeated key,
-  // which is for its sender alone, may be older.
+  // Messages follow the history without a gap. Only the answer to a repeated key, which its
+  // sender alone gets, may be older.
   message(message) {
     const isConfirmation = this.outbox.some(({ key }) => key === message.key);
     if (message.id > this.lastId) return this.take(message);
@@ -207,12 +207,12 @@ class Page {
   }
 
   left({ nick }) {
-    if (!this.people.delete(nick)) this.wrong.push(`${nick} left, and was not here`);
+    if (!this.people.delete(nick)) this.wrong.push(`${nick} left but was not here`);
     this.departed.push(nick);
   }
 
   renamed({ nick, was }) {
-    if (!this.people.delete(was)) this.wrong.push(`${was} is ${nick}, and was not here`);
+    if (!this.people.delete(was)) this.wrong.push(`${was} became ${nick} but was not here`);
     this.people.add(nick);
     if (was === this.nick) this.nick = nick;
   }
@@ -239,7 +239,7 @@ const lastId = async () => Number(await cli('get', '{chat}:last'));
 const spread = (pages) => new Set(pages.map((page) => page.process));
 const sorted = (names) => [...names].sort();
 
-// Everyone got everything once, those of each sender in order, and all in the same order.
+// All pages heard all texts once, in the same order, and those of each sender in order.
 function assertHeard(pages, texts) {
   const expected = sorted(texts);
   const order = pages[0].messages.map(({ text }) => text).filter((text) => texts.has(text));
@@ -254,7 +254,7 @@ function assertHeard(pages, texts) {
     assert.deepEqual(page.messages.map(({ text }) => text).filter((t) => texts.has(t)), order);
 }
 
-// Whatever a test does, nobody may have seen anything wrong; and all leave.
+// Whatever a test did, no page may have seen anything wrong. All leave.
 afterEach(async () => {
   const wrong = [...Page.all].flatMap((page) => page.wrong.map((what) => `${page.nick}: ${what}`));
   Page.leaveAll();
@@ -264,14 +264,14 @@ afterEach(async () => {
 
 // --- one chat ---------------------------------------------------------------------
 
-test('every process serves the page of the chat', limit, async () => {
+test("every process serves the chat's page", limit, async () => {
   for (const { port } of processes) {
     const page = await (await fetch(`http://127.0.0.1:${port}/`)).text();
     assert.match(page, /<title>Chat<\/title>/);
   }
 });
 
-test(`${CROWD} clients at three processes hear all once, in order, and know each other`, limit, async () => {
+test(`${CROWD} clients at three processes hear all once, in order, and see each other`, limit, async () => {
   const pages = await crowd(CROWD, 'one');
   assert.equal(spread(pages).size, 3);
   const texts = new Set();
@@ -286,7 +286,7 @@ test(`${CROWD} clients at three processes hear all once, in order, and know each
   assertHeard(pages, texts);
 });
 
-test('of many who want the same nick at once, at all processes, each gets another', limit, async () => {
+test('many clients that want the same nick at once all get different ones', limit, async () => {
   const pages = Array.from({ length: 60 }, (_, i) => new Page('Ann', processes[i % 3]));
   await until(() => pages.every((page) => page.people.size === 60));
   assert.equal(new Set(pages.map((page) => page.nick)).size, 60);
@@ -295,7 +295,7 @@ test('of many who want the same nick at once, at all processes, each gets anothe
   assert.equal(new Set(pages.map((page) => page.nick)).size, 60);
 });
 
-test('a newcomer misses nothing between history and events, and gets nothing twice', limit, async () => {
+test('a newcomer misses nothing between history and events, and hears nothing twice', limit, async () => {
   const [speaker] = await crowd(1, 'speaker');
   const newcomers = [];
   for (let i = 0; i < 15; ++i) {
@@ -309,11 +309,11 @@ test('a newcomer misses nothing between history and events, and gets nothing twi
       assert.equal(page.messages.filter(({ text }) => text === `speech ${i}`).length, 1);
 });
 
-test('the same key through another process is said once, and confirmed', limit, async () => {
+test('a message repeated at another process is said once, and confirmed', limit, async () => {
   const pages = await Promise.all(processes.map(async (one) => (await crowd(1, 'k', one))[0]));
   const key = pages[0].say('only once');
   await until(() => pages.every((page) => page.hasHeard('only once')));
-  // Until it is no more in the history that a page is given.
+  // Say more until the message is no longer in the history that pages get.
   const fillers = await crowd(12, 'filler');
   fillers.forEach((page) => { for (let i = 0; i < 10; ++i) page.say(`filling ${i}`); });
   await until(() => allSaid(fillers) && pages.every((page) => page.lastId === fillers[0].lastId));
@@ -324,7 +324,7 @@ test('the same key through another process is said once, and confirmed', limit, 
     assert.equal(page.messages.filter(({ text }) => text === 'only once').length, 1);
 });
 
-test('who is typing is told to the others, and to others only', limit, async () => {
+test('that a user is typing is told to all others, and only to them', limit, async () => {
   const pages = await crowd(3, 't');
   const typists = pages.map(() => []);
   pages.forEach((page, i) => { page.typing = ({ nick }) => typists[i].push(nick); });
@@ -337,13 +337,13 @@ test('who is typing is told to the others, and to others only', limit, async () 
 
 // --- processes come and go ----------------------------------------------------------
 
-test('a process is killed: its people are back by another, who does not come has left', limit, async () => {
+test('a process is killed: its users come back through others, and the rest have left', limit, async () => {
   const pages = await crowd(CROWD, 'k');
   const theirs = pages.filter((page) => page.process === processes[1].id);
   const [quitter, ...movers] = theirs;
   const others = pages.filter((page) => !theirs.includes(page));
   const start = await lastId();
-  const speakers = [...movers.slice(0, 20), ...others.slice(0, 20)];  // no more than the history has
+  const speakers = [...movers.slice(0, 20), ...others.slice(0, 20)];  // no more than fit the history
   for (const page of speakers) page.say(`${page.session} 0`);
   Page.all.delete(quitter);
   processes[1].kill();
@@ -361,7 +361,7 @@ test('a process is killed: its people are back by another, who does not come has
   await allWell();
 });
 
-test('a process is asked to end: who does not come back has left at once', limit, async () => {
+test('a process is stopped: a user that does not come back leaves at once', limit, async () => {
   const leaving = await startProcess();
   await healthIs(200, leaving);
   const pages = await crowd(3, 'stays');
@@ -370,10 +370,10 @@ test('a process is asked to end: who does not come back has left at once', limit
   const started = Date.now();
   await leaving.stop();
   await until(() => pages.every((page) => page.departed.includes('guest 0')));
-  assert.ok(Date.now() - started < 4000, 'that is the time of a lease');
+  assert.ok(Date.now() - started < 4000, 'it took as long as a lease');
 });
 
-test('a process that hung longer than its lease has its people again', limit, async () => {
+test('a process that hung longer than its lease gets its users back', limit, async () => {
   const pages = await crowd(30, 'h');
   const { id, process: hung } = processes[2];
   const others = pages.filter((page) => page.process !== id);
@@ -402,7 +402,7 @@ test('two processes share a port', limit, async () => {
 
 // --- Redis goes and comes ------------------------------------------------------------
 
-test('Redis is killed and comes back with its data: nothing is lost, everybody is told', limit, async () => {
+test('Redis is killed and comes back with its data: nothing is lost, all users are told', limit, async () => {
   const pages = await crowd(CROWD, 'r');
   const start = await lastId();
   for (const page of pages) page.say(`${page.session} 0`);
@@ -415,7 +415,7 @@ test('Redis is killed and comes back with its data: nothing is lost, everybody i
   await startRedis();
   await until(() => allSaid(pages) && allAt(pages, start + 2 * CROWD));
   assert.ok(pages.every((page) => page.wasTold(/memory back/)));
-  assert.ok(pages.every((page) => page.welcomes === 1), 'nobody had to connect again');
+  assert.ok(pages.every((page) => page.welcomes === 1), 'a page had to reconnect');
   assertHeard(pages, new Set(pages.flatMap(({ session }) => [`${session} 0`, `${session} 1`])));
   const kept = (await cli('lrange', '{chat}:history', '0', '-1')).split('\n').map((one) => JSON.parse(one));
   const keptIds = new Set(kept.map(({ id, text }) => `${id} ${text}`));
@@ -424,7 +424,7 @@ test('Redis is killed and comes back with its data: nothing is lost, everybody i
   await allWell();
 });
 
-test('a newcomer is turned away while Redis is away, and comes in when it is back', limit, async () => {
+test('a newcomer is refused while Redis is down, and accepted when it is back', limit, async () => {
   redis.kill();
   await Promise.all(processes.map((one) => healthIs(503, one)));
   const page = new Page('early', processes[0]);
@@ -434,7 +434,7 @@ test('a newcomer is turned away while Redis is away, and comes in when it is bac
   await allWell();
 });
 
-test('so much is kept for Redis and no more, and the sender is told what was not said', limit, async () => {
+test('messages wait for Redis up to a limit; beyond it, the sender is told', limit, async () => {
   const small = await startProcess('--keep', '1000');
   try {
     await healthIs(200, small);
@@ -457,7 +457,7 @@ test('so much is kept for Redis and no more, and the sender is told what was not
   await allWell();
 });
 
-test('Redis comes back with nothing: everybody is told, and the chat goes on', limit, async () => {
+test('Redis comes back empty: all users are told, and the chat goes on', limit, async () => {
   const pages = await crowd(30, 'f');
   for (let i = 0; i < 3; ++i) pages[i].say(`forgotten ${i}`);
   await until(() => pages.every((page) => page.hasHeard('forgotten 2')) && allSaid(pages));
@@ -474,12 +474,12 @@ test('Redis comes back with nothing: everybody is told, and the chat goes on', l
   await allWell();
 });
 
-test('Redis comes back with less than it had: nobody misses what is new', limit, async () => {
+test('Redis comes back with less than it had: no page misses what is new', limit, async () => {
   const pages = await crowd(12, 'b');
   pages[0].say('before 0');
   await until(() => pages.every((page) => page.hasHeard('before 0')));
   const epoch = pages[0].epoch;
-  // What a backup of some time ago would have: fewer events, fewer messages.
+  // As an older backup would have it: fewer events, fewer messages.
   await cli('eval', `redis.call('INCRBY', '{chat}:n', -5) redis.call('DECR', '{chat}:last')
                      redis.call('RPOP', '{chat}:history')`, '0');
   await cli('client', 'kill', 'type', 'pubsub');
@@ -490,7 +490,7 @@ test('Redis comes back with less than it had: nobody misses what is new', limit,
   assert.ok(pages.every((page) => page.wasTold(/forgotten 1 of the last/)));
 });
 
-test('a subscription that breaks while people talk costs no message', limit, async () => {
+test('a subscription that breaks while users talk costs no message', limit, async () => {
   const pages = await crowd(30, 's');
   const start = await lastId();
   for (let i = 0; i < 12; ++i) {
@@ -505,7 +505,7 @@ test('a subscription that breaks while people talk costs no message', limit, asy
   assert.ok(pages.every((page) => page.welcomes === 1));
 });
 
-test('what somebody deletes in Redis is as good as lost, and the chat goes on', limit, async () => {
+test('the chat goes on after all data in Redis is deleted', limit, async () => {
   const pages = await crowd(12, 'd');
   pages[0].say('before 0');
   await until(() => pages.every((page) => page.hasHeard('before 0')));
@@ -515,14 +515,14 @@ test('what somebody deletes in Redis is as good as lost, and the chat goes on', 
   await until(() => pages.every((page) => page.people.size === pages.length));
 });
 
-test('a Redis that forgot the script is told it again', limit, async () => {
+test('a Redis that forgot the script gets it again', limit, async () => {
   const pages = await crowd(12, 'x');
   await cli('script', 'flush');
   pages[0].say('script 0');
   await until(() => pages.every((page) => page.hasHeard('script 0')));
 });
 
-test('a Redis that hangs is no more than one that was away', limit, async () => {
+test('a Redis that hangs is treated as one that is down', limit, async () => {
   const pages = await crowd(12, 'y');
   redis.process.kill('SIGSTOP');
   try {

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: MIT
 // Extendible WebSocket Server
 
-// What lies in examples/deploy: the real nginx, HAProxy and Caddy with these configurations, in
-// front of the chat and of the interop server, over TLS; the units of systemd; the Dockerfile.
+// The files of examples/deploy: real nginx, HAProxy and Caddy with these configurations, over
+// TLS, in front of the chat and of the interop server; the systemd units; the Dockerfile.
 
 import assert from 'node:assert/strict';
 import { execFile } from 'node:child_process';
@@ -30,16 +30,17 @@ const both = path.join(folder, 'chat.pem');
 let ca;
 
 // ----------------------------------------------------------------------------
-// The proxies. Each gets a folder, the port it is to listen at, and where the server listens,
-// and gives its command, the environment, and how it is told to read its configuration anew.
+// The proxies. prepare() gets a folder, the proxy's copy of its configuration, its port, and
+// where the server listens; it returns the command and the environment. reload() makes the
+// proxy read its configuration again.
 // ----------------------------------------------------------------------------
 
 const deployed = (name) => readFileSync(path.join('examples/deploy', name), 'utf8');
 
-// The text with each of `changes` made: what is to be changed is there once, no more, no less.
+// Makes each of `changes` in the text. What is changed must be there exactly once.
 function changed(text, changes) {
   for (const [from, to] of changes) {
-    assert.equal(text.split(from).length, 2, `"${from}" is to be there once`);
+    assert.equal(text.split(from).length, 2, `"${from}" must be there exactly once`);
     text = text.replace(from, to);
   }
   return text;
@@ -120,7 +121,7 @@ async function freePort() {
   return port;
 }
 
-// A proxy that serves, with its configuration from examples/deploy.
+// Starts a proxy with its configuration from examples/deploy, and waits until it serves.
 async function startProxy(name, port, server, changes = []) {
   const { file, prepare, reload } = proxies[name];
   const place = mkdtempSync(path.join(folder, 'p'));
@@ -138,12 +139,12 @@ async function startProxy(name, port, server, changes = []) {
   return program;
 }
 
-// Asks until it is so; for what a proxy does without telling.
+// Polls until isSo() is true, for what a proxy does not report.
 async function until(what, isSo, program) {
   const end = Date.now() + 15_000;
   while (!await isSo()) {
     const { exitCode } = program.process;
-    assert.equal(exitCode, null, `until ${what}: ${program.name} ended with ${exitCode}`);
+    assert.equal(exitCode, null, `until ${what}: ${program.name} exited with ${exitCode}`);
     assert.ok(Date.now() < end, `waited in vain until ${what}`);
     await delay(20);
   }
@@ -168,7 +169,8 @@ function statusOf(port, path) {
 }
 
 // ----------------------------------------------------------------------------
-// The servers behind them: each proxy is in front of both, over TCP and over a Unix socket.
+// The servers behind the proxies. Each proxy is tested with both servers, over TCP and over a
+// Unix socket.
 // ----------------------------------------------------------------------------
 
 const ways = Object.keys(proxies).flatMap((name) => [
@@ -199,7 +201,7 @@ before(async () => {
   writeFileSync(both, Buffer.concat([ca, readFileSync(key)]));
   const spki = new X509Certificate(ca).publicKey.export({ type: 'spki', format: 'der' });
   const hash = createHash('sha256').update(spki).digest('base64');
-  // The browser is told of this one key, and refuses every other.
+  // The browser accepts this one key, and refuses every other.
   browser = await launchBrowser(`--ignore-certificate-errors-spki-list=${hash}`);
   for (const way of ['tcp', 'unix'])
     interop[way] = await startServer(INTEROP_SERVER, way, '--ping', '0.5');
@@ -219,7 +221,7 @@ after(async () => {
 
 // --- a client that verifies the certificate ---
 
-// Open, with its messages in a queue.
+// An open client, with its messages in a queue.
 async function connect(front, target = '/', options = {}) {
   const url = `wss://localhost:${front.port}${target}`;
   const client = new WebSocket(url, { ca, family: 4, perMessageDeflate: false, ...options });
@@ -232,7 +234,7 @@ async function connect(front, target = '/', options = {}) {
   client.next = () => messages.length ? Promise.resolve(messages.shift())
     : new Promise((got) => waiting.push(got));
   client.closed = once(client, 'close').then(([code, reason]) => [code, reason.toString()]);
-  client.closed.catch(() => {});  // who does not ask does not want to know
+  client.closed.catch(() => {});  // for tests that do not wait for it
   await once(client, 'open');
   return client;
 }
@@ -260,7 +262,7 @@ through('two clients that verify the certificate chat, through', async (label) =
   bob.terminate();
 });
 
-through('who does not know the certificate connects to nobody, through', async (label) => {
+through('a client that does not know the certificate does not connect, through', async (label) => {
   await assert.rejects(connect(chatFronts[label], '/chat', { ca: undefined }), /self.signed/);
 });
 
@@ -273,7 +275,7 @@ through('messages of 1 MiB go both ways, through', async (label) => {
   client.terminate();
 });
 
-through('close codes and reasons pass, both ways, through', async (label) => {
+through('close codes and reasons pass both ways, through', async (label) => {
   const front = interopFronts[label];
   const closed = await connect(front, '/close?code=4001&reason=that+is+all');
   assert.deepEqual(await closed.closed, [4001, 'that is all']);
@@ -288,9 +290,9 @@ through('close codes and reasons pass, both ways, through', async (label) => {
   witness.terminate();
 });
 
-// All of 127.0.0.0/8 is this machine on Linux; elsewhere the client stays what it is.
+// On Linux all of 127.0.0.0/8 is this machine, so the client can have an address of its own.
 const client = os.platform() === 'linux' ? '127.0.0.2' : '127.0.0.1';
-through("the client's address is seen, not what it claims, through", async (label) => {
+through("the server sees the client's real address, not the claimed one, through", async (label) => {
   const headers = { 'X-Forwarded-For': '192.0.2.7' };
   const asking = await connect(interopFronts[label], '/request', { headers, localAddress: client });
   const { forwarded, address } = JSON.parse(await asking.next());
@@ -298,13 +300,13 @@ through("the client's address is seen, not what it claims, through", async (labe
   asking.terminate();
 });
 
-through('health is told and metrics are not, through', async (label) => {
+through('/healthz is answered and /metrics is not, through', async (label) => {
   const { port } = chatFronts[label];
   assert.deepEqual([await statusOf(port, '/healthz'), await statusOf(port, '/metrics')], [200, 404]);
 });
 
-// The timeouts are 2 s here and pingSeconds is 0.5: as 60 s are to 20, and a little more.
-test('pings keep who is silent, for longer than the timeouts of nginx and HAProxy', limit, () =>
+// The timeouts are 2 s here and pingSeconds is 0.5, in place of 60 s and 20.
+test('pings keep silent clients connected beyond the timeouts of nginx and HAProxy', limit, () =>
   Promise.all(['nginx and a TCP port', 'HAProxy and a TCP port'].map(async (label) => {
     const client = await connect(interopFronts[label]);
     for (const end = Date.now() + 2500; Date.now() < end;) await once(client, 'ping');
@@ -315,7 +317,7 @@ test('pings keep who is silent, for longer than the timeouts of nginx and HAProx
 
 // --- the page ---
 
-// Mostly it waits, for pages that wait until they try again: so both ways at once.
+// These tests mostly wait for pages to reconnect, so TCP and Unix socket run at once.
 for (const name of Object.keys(proxies)) {
   const title = `pages survive a reload of the proxy and a restart of the server, with ${name}`;
   test(title, limit, (t) => Promise.all(
@@ -339,8 +341,8 @@ async function survive(t, label, name, way) {
     await once(program, 'pong');
     program.terminate();
   } else {
-    // Caddy 2.6 sends a Close both ways, but that to the server is not masked. So the server
-    // fails the connection, as RFC 6455 5.1 wants, and its 1002 may come before Caddy's 1001.
+    // Caddy 2.6 sends a Close both ways, but does not mask the one to the server. So the server
+    // fails the connection (RFC 6455 5.1), and its 1002 may come before Caddy's 1001.
     assert.ok([1001, 1002].includes((await program.closed)[0]));
   }
   await say(ann, 'after the reload');
@@ -364,9 +366,9 @@ async function survive(t, label, name, way) {
 // ----------------------------------------------------------------------------
 
 const hasSystemd = await run('systemd-analyze', ['--version']).then(() => true, () => false);
-const withSystemd = { ...limit, skip: !hasSystemd && 'there is no systemd here' };
+const withSystemd = { ...limit, skip: !hasSystemd && 'this machine has no systemd' };
 
-test('systemd finds no fault with the units, and little that the chat could do', withSystemd,
+test('systemd finds no fault with the units, and rates the chat as safe', withSystemd,
   async () => {
     const units = ['chat.service', 'chat.socket'].map((name) => path.join(folder, name));
     for (const unit of units) writeFileSync(unit, deployed(path.basename(unit)));
@@ -375,16 +377,16 @@ test('systemd finds no fault with the units, and little that the chat could do',
     const { stdout, stderr } =
       await run('systemd-analyze', ['verify', '--man=no', '--recursive-errors=yes', ...units]);
     assert.equal(stdout + stderr, '');
-    // From 0 to 100; services without such lines are at 96.
+    // The exposure level, from 0 to 100; without sandboxing a service is at 96.
     await run('systemd-analyze', ['security', '--offline=yes', '--threshold=10', units[0]]);
   });
 
-test('the chat serves the socket that systemd has opened', withSystemd, async (t) => {
+test('the chat serves a socket that systemd opened', withSystemd, async (t) => {
   const port = await freePort();
   const options = ['-l', `127.0.0.1:${port}`, CHAT, '--proxy', '127.0.0.1'];
   const program = new Program('systemd-socket-activate', options, {}, 'ignore');
   t.after(() => program.kill());
-  // It is the first to connect that starts it.
+  // The first connection starts the chat.
   await until('systemd listens', () => new Promise((got) => {
     const probe = net.connect(port, '127.0.0.1', () => got(probe.destroy()));
     probe.on('error', () => got(false));
@@ -399,8 +401,8 @@ test('the chat serves the socket that systemd has opened', withSystemd, async (t
   await program.stop();
 });
 
-// Docker itself is not needed for that: what is copied has to be enough to build the chat.
-test('what the Dockerfile copies is all that it takes to build the chat', limit, async () => {
+// This needs no Docker.
+test('the files that the Dockerfile copies are enough to build the chat', limit, async () => {
   const place = path.join(folder, 'image');
   const copies = [...deployed('Dockerfile').matchAll(/^COPY ([^-].*) (\S+)$/gm)];
   assert.equal(copies.length, 2);

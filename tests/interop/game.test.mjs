@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: MIT
 // Extendible WebSocket Server
 
-// The game, played by pages in Chromium and by programs (Node's `ws`) that know its messages
-// from the banner of examples/game.cpp.
+// The game, played by pages in Chromium and by programs (Node's `ws`) that speak the messages
+// described in the banner of examples/game.cpp.
 
 import assert from 'node:assert/strict';
 import { once } from 'node:events';
@@ -26,7 +26,7 @@ after(async () => {
   await stopAll([game]);
 }, limit);
 
-// A game of its own for a test that counts who is there.
+// A game for one test, where no other players are.
 async function startGame(t, port = 0) {
   const own = await start(GAME, String(port));
   t.after(() => own.stop());
@@ -46,7 +46,7 @@ const join = (version = 1) => Buffer.from([JOIN, version]);
 const move = (x, y, draws = 0) => Buffer.from([MOVE, ...f32(x), ...f32(y), draws]);
 const ping = (...clock) => Buffer.from([PING, ...clock]);
 
-// A client that is connected. Its messages are kept, none is missed.
+// A connected client. It keeps its messages, so none is missed.
 async function connect(t, server = game) {
   const client = new WebSocket(server.url('/game'));
   t.after(() => client.terminate());
@@ -57,7 +57,7 @@ async function connect(t, server = game) {
   return client;
 }
 
-// Takes messages until there is one of this type for which `fits` is true, and gives that.
+// Takes messages until one has this type and fits() is true for it, and returns that one.
 async function next(client, type, fits = () => true) {
   for (;;) {
     while (!client.heard.length) await once(client, 'heard');
@@ -86,7 +86,8 @@ async function joined(t, server = game) {
   return Object.assign(client, { player: welcome.readUInt32BE(1) });
 }
 
-// Keeps moving, faster than the ticks, so that each has something to tell. Gives what ends it.
+// Keeps moving, faster than the ticks, so that each tick sends a frame. Returns a function that
+// stops it.
 function keepMoving(t, client) {
   let steps = 0;
   const timer = setInterval(() => client.send(move(++steps % 100 / 100, 0)), 20);
@@ -95,7 +96,7 @@ function keepMoving(t, client) {
   return stop;
 }
 
-test('who comes late gets everybody, in one frame; who leaves is in no frame more', limit,
+test('a newcomer gets all players in one frame; a player that leaves is in no later frame', limit,
   async (t) => {
     const own = await startGame(t);
     const ann = await joined(t, own), bob = await joined(t, own);
@@ -113,7 +114,7 @@ test('who comes late gets everybody, in one frame; who leaves is in no frame mor
     await next(cleo, FRAME, (frame) => frame.players.size === 2 && !frame.players.has(bob.player));
   });
 
-test('who has not joined is in no frame, and gets none', limit, async (t) => {
+test('a client that has not joined is in no frame, and gets none', limit, async (t) => {
   const own = await startGame(t);
   const watcher = await connect(t, own), ann = await joined(t, own);
   assert.deepEqual([...(await next(ann, FRAME)).players.keys()], [ann.player]);
@@ -122,7 +123,7 @@ test('who has not joined is in no frame, and gets none', limit, async (t) => {
   assert.equal(watcher.heard.length, 0);
 });
 
-test('while nothing changes no frames come, though the ticks go on', limit, async (t) => {
+test('while nothing changes, no frames come, though the ticks go on', limit, async (t) => {
   const own = await startGame(t);
   const ann = await joined(t, own);
   const first = await next(ann, FRAME);
@@ -138,7 +139,7 @@ test('while nothing changes no frames come, though the ticks go on', limit, asyn
   assert.ok(second.tick - first.tick > 10, `from tick ${first.tick} to ${second.tick}`);
 });
 
-test('who does not read misses frames, and then gets the current one', limit, async (t) => {
+test('a client that stops reading misses frames, then gets the current one', limit, async (t) => {
   const own = await startGame(t);
   const fast = await joined(t, own), slow = await joined(t, own);
   const many = await Promise.all(Array.from({ length: 170 }, () => joined(t, own)));
@@ -151,7 +152,7 @@ test('who does not read misses frames, and then gets the current one', limit, as
   fast.send(move(1, 1));
   const isLast = ({ players }) => players.get(fast.player).y === 1;
   const { tick: current } = await next(fast, FRAME, isLast);
-  // Nothing moves any more. What the kernel has taken comes first, then a gap.
+  // Nothing moves any more. Frames that the kernel holds come first, then a gap.
   slow.resume();
   const ticks = [before];
   await next(slow, FRAME, (frame) => { ticks.push(frame.tick); return isLast(frame); });
@@ -159,32 +160,32 @@ test('who does not read misses frames, and then gets the current one', limit, as
   t.diagnostic(`${ticks.at(-2) - before} ticks were in the kernel, ${skipped} were skipped`);
   assert.equal(ticks.at(-1), current);
   assert.ok(skipped > 50);
-  assert.ok(ticks.every((tick, i) => i === 0 || tick > ticks[i - 1]), 'they are in order');
-  many.forEach((client) => client.terminate());  // or the server would wait for them at its end
+  assert.ok(ticks.every((tick, i) => i === 0 || tick > ticks[i - 1]), 'frames out of order');
+  many.forEach((client) => client.terminate());  // or the server's shutdown would wait for them
 });
 
-forEach('closed with the code for it is who', [
+forEach('the right close code goes to a client that', [
   ['sends a text', ['hello'], 1003],
   ['sends an empty message', [Buffer.alloc(0)], 1007],
   ['sends an unknown type', [Buffer.from([99])], 1007],
   ["sends one of the server's types", [Buffer.from([WELCOME, 0, 0, 0, 1, 0, 30])], 1007],
-  ['sends a join of a byte too few', [join().subarray(0, 1)], 1007],
+  ['sends a join that is a byte short', [join().subarray(0, 1)], 1007],
   ['joins with another version', [join(2)], 1007],
   ['joins twice', [join(), join()], 1008],
   ['moves before the join', [move(0, 0)], 1008],
-  ['sends a move of a byte too few', [join(), move(0, 0).subarray(0, 9)], 1007],
-  ['sends a move of a byte too many', [join(), Buffer.concat([move(0, 0), ping()])], 1007],
+  ['sends a move that is a byte short', [join(), move(0, 0).subarray(0, 9)], 1007],
+  ['sends a move that is a byte long', [join(), Buffer.concat([move(0, 0), ping()])], 1007],
   ['moves to NaN', [join(), move(NaN, 0)], 1007],
   ['moves to infinity', [join(), move(0, Infinity)], 1007],
-  ['moves out on the left', [join(), move(-0.01, 0)], 1007],
-  ['moves out at the bottom', [join(), move(0, 1.01)], 1007],
+  ['moves beyond the left edge', [join(), move(-0.01, 0)], 1007],
+  ['moves beyond the bottom edge', [join(), move(0, 1.01)], 1007],
   ['draws with a 2', [join(), move(0, 0, 2)], 1007],
   ['pings with 7 bytes', [ping(1, 2, 3, 4, 5, 6, 7)], 1007],
   ['sends 65 bytes', [Buffer.alloc(65, JOIN)], 1009],
   ['sends a thousand moves at once', [join(), ...Array(1000).fill(move(0, 0))], 1008],
 ], async (messages, code, t) => {
   const client = await connect(t);
-  client.on('error', () => {});  // what is still sent may meet a closed connection
+  client.on('error', () => {});  // later messages may meet a closed connection
   for (const message of messages) client.send(message);
   assert.equal(await client.closed, code);
 });
@@ -206,7 +207,7 @@ async function openPage(t, server, options = {}) {
   return page;
 }
 
-// Waits until the page is connecting, here or lost.
+// Waits until the page's state is `name`: connecting, here or lost.
 const state = (page, name) => page.waitForSelector(`#status[data-state="${name}"]`);
 
 // Moves the mouse to a place of the board, from 0 to 1.
@@ -235,7 +236,7 @@ test("two pages see each other's pointers within a second", limit, async (t) => 
   assert.deepEqual(bob.troubles, []);
 });
 
-test('a line that somebody draws stays for a while', limit,
+test('a line that a player draws stays for a while', limit,
   async (t) => {
     const own = await startGame(t);
     const ann = await openPage(t, own), bob = await openPage(t, own), cleo = await joined(t, own);
@@ -251,7 +252,7 @@ test('a line that somebody draws stays for a while', limit,
     assert.deepEqual([...ann.troubles, ...bob.troubles], []);
   });
 
-test('the page shows some 30 frames per second, and the round trip', limit, async (t) => {
+test('the page shows about 30 frames per second, and the round trip', limit, async (t) => {
   const own = await startGame(t);
   keepMoving(t, await joined(t, own));
   const page = await openPage(t, own);
@@ -267,7 +268,7 @@ test('the page shows some 30 frames per second, and the round trip', limit, asyn
   }
 });
 
-test('a page sends no more than a move for each tick', limit, async (t) => {
+test('a page sends at most one move per tick', limit, async (t) => {
   const own = await startGame(t);
   const page = await openPage(t, own);
   let moves = 0;
@@ -280,7 +281,7 @@ test('a page sends no more than a move for each tick', limit, async (t) => {
   for (let i = 0; i < 100; ++i) await point(page, i / 100, 0.5);
   await drawn(page, 0.99, 0.5);
   const most = (Date.now() - begin) * 30 / 1000 + 2;
-  assert.ok(moves > 1 && moves <= most, `${moves} moves, where ${most} are allowed`);
+  assert.ok(moves > 1 && moves <= most, `${moves} moves, but ${most} are allowed`);
 });
 
 test('the arrow keys move and the space bar draws', limit, async (t) => {
@@ -294,9 +295,9 @@ test('the arrow keys move and the space bar draws', limit, async (t) => {
     Math.abs(x - 0.52) < 1e-6 && Math.abs(y - 0.48) < 1e-6 && draws === 1));
 });
 
-test('when the server is started anew the page comes back to where it was', limit, async (t) => {
+test('when the server restarts, the page comes back to where it was', limit, async (t) => {
   const first = await start(GAME, '0');
-  t.after(() => first.kill());  // if it has not come to its stop()
+  t.after(() => first.kill());  // if the test fails before its stop()
   const page = await openPage(t, first);
   await point(page, 0.25, 0.75);
   await drawn(page, 0.25, 0.75);
@@ -330,7 +331,7 @@ test('the game fits into a wide and a narrow window, light and dark', limit, asy
       const page = pages[name];
       await page.emulateMedia({ colorScheme });
       const isLight = await page.evaluate(lightness) > 0.5;
-      assert.equal(isLight, colorScheme === 'light', `${name} ${colorScheme} has wrong colours`);
+      assert.equal(isLight, colorScheme === 'light', `${name} ${colorScheme}: wrong colours`);
       const width = await page.evaluate(() => document.documentElement.scrollWidth);
       assert.ok(width <= sizes[name].width, `${name} needs ${width} pixels`);
       const { width: across, height: down } = await page.locator('#board').boundingBox();

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 // Extendible WebSocket Server
 
-// What the tests with a browser share: Chromium, and people who use the page of the chat.
+// What the browser tests share: Chromium, and users of the chat's page.
 
 import assert from 'node:assert/strict';
 import { chromium } from 'playwright-core';
@@ -10,11 +10,11 @@ const flags = ['--headless', '--no-sandbox', '--disable-gpu', '--disable-quic', 
   '--disable-background-networking', '--disable-component-update', '--disable-sync'];
 
 export function launchBrowser(...more) {
-  assert.ok(process.env.CHROMIUM, 'CHROMIUM must name the browser: run tests/interop/run');
+  assert.ok(process.env.CHROMIUM, 'set CHROMIUM to the browser, as tests/interop/run does');
   return chromium.launch({ executablePath: process.env.CHROMIUM, args: [...flags, ...more] });
 }
 
-// Somebody who has opened the page of the chat, given a name, and is connected.
+// Opens the chat's page, enters a name and connects.
 export async function joinAt(t, browser, url, nick) {
   const context = await browser.newContext();
   t.after(() => context.close());
@@ -30,7 +30,7 @@ export async function joinAt(t, browser, url, nick) {
   return page;
 }
 
-// Waits until the page is out, connecting, here or lost.
+// Waits until the page's state is `name`: out, connecting, here or lost.
 export function state(page, name) {
   return page.waitForSelector(`#status[data-state="${name}"]`, { state: 'attached' });
 }
@@ -40,7 +40,7 @@ export async function say(page, text) {
   await page.press('#text', 'Enter');
 }
 
-// Waits for a message, and gives its text as it is shown.
+// Waits for a message and returns its text as the page shows it.
 export async function shown(page, text) {
   const found = page.locator('#messages .message .text', { hasText: text });
   await found.first().waitFor();

@@ -1,18 +1,18 @@
 // SPDX-License-Identifier: MIT
 // Extendible WebSocket Server
 
-// The server that other people's clients meet in `make interop`, where the echo
-// example can not show what is to be tested. What it does is in the path:
+// The server for those tests of `make interop` for which the echo example is not enough. The
+// path says what it does:
 //
 //     /                               sends every message back
-//     /close?code=4001&reason=bye     closes as soon as somebody is connected
-//     /refuse?status=401&text=no      does not let in
-//     /many?count=1000                sends the numbers 0 to 999 in one go
-//     /request                        sends, as JSON, the request as it was understood
-//     /witness                        sends, as JSON, who left and how; begins with "ready"
-//     GET /page                       an empty page, so that a browser has an origin
+//     /close?code=4001&reason=bye     disconnects each user at once
+//     /refuse?status=401&text=no      refuses each user
+//     /many?count=1000                sends the numbers 0 to 999 at once
+//     /request                        sends the request as JSON, as it was parsed
+//     /witness                        sends "ready", then JSON whenever a user leaves
+//     GET /page                       answers with an empty page, to give a browser an origin
 //
-// It prints "listening on port N" and ends on SIGINT or SIGTERM.
+// It prints "listening on port N" and stops on SIGINT or SIGTERM.
 
 #include "../../server.h"
 
@@ -100,8 +100,8 @@ class InteropServer : public WebSocketServer<InteropUser, InteropConfig> {
     }
 };
 
-// --port N, --address ADDRESS, --ping SECONDS; --origin ORIGIN, --proxy ADDRESS (as often as
-// you like).
+// --port N, --address ADDRESS, --ping SECONDS, and any number of --origin ORIGIN and
+// --proxy ADDRESS.
 InteropConfig configFrom(int argc, char **argv) {
     InteropConfig config;
     for (int i = 1; i + 1 < argc; i += 2) {

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
 # Extendible WebSocket Server
 
-"""What the Python tests share: starting servers and ending them, tests made from
-tables, a time limit on each test, and the last line "N passed, N failed"."""
+"""What the Python tests share: starting and stopping servers, tests made from tables, a
+time limit for each test, and the last line "N passed, N failed"."""
 
 import atexit
 import os
@@ -19,11 +19,11 @@ SECONDS_TO_START_OR_END = 10
 
 ECHO = os.environ.get('ECHO', 'examples/echo')
 INTEROP_SERVER = os.environ.get('INTEROP_SERVER', '.build/interop-server')
-RUNNING = os.environ.get('RUNNING')  # a folder with a file for each process that runs
+RUNNING = os.environ.get('RUNNING')  # a folder with a file for each running process
 
 
 class Server:
-    """A server that listens once this object exists, on the port that it printed."""
+    """A server process. Once the constructor returns, it listens on `port`."""
 
     def __init__(self, *command):
         self.name = os.path.basename(command[0])
@@ -41,10 +41,10 @@ class Server:
         port_is_known.wait(SECONDS_TO_START_OR_END)
         if self.port is None:
             self.kill()
-            raise RuntimeError(f'{self.name} told no port')
+            raise RuntimeError(f'{self.name} printed no port')
 
     def read_output(self, port_is_known):
-        # To the very end, so that the server never has to wait for its reader.
+        # Goes on reading after the port, so that the server never blocks on a full pipe.
         for line in self.process.stdout:
             found = re.search(r'port (\d+)', line)
             if found and self.port is None:
@@ -56,14 +56,14 @@ class Server:
         return f'ws://localhost:{self.port}{path}'
 
     def stop(self):
-        """Ends it as its owner would. It must end in good time, and with success."""
+        """Stops it as a user would, with SIGINT. It must exit in time, with status 0."""
         self.process.send_signal(signal.SIGINT)
         try:
             status = self.process.wait(SECONDS_TO_START_OR_END)
         finally:
             self.kill()
         if status != 0:
-            raise AssertionError(f'{self.name} ended with status {status}')
+            raise AssertionError(f'{self.name} exited with status {status}')
 
     def kill(self):
         if self.process.poll() is None:
@@ -74,14 +74,14 @@ class Server:
 
 
 def start_for_module(*command):
-    """Call it in setUpModule(): the server is stopped when the module's tests are done."""
+    """For setUpModule(): starts a server that is stopped after the module's tests."""
     server = Server(*command)
     unittest.addModuleCleanup(server.stop)
     return server
 
 
 class TimedTest(unittest.TestCase):
-    """A test that fails after SECONDS_PER_TEST and never hangs."""
+    """A test that fails after SECONDS_PER_TEST instead of hanging."""
 
     def run(self, result=None):
         signal.signal(signal.SIGALRM, self.too_long)
@@ -92,12 +92,12 @@ class TimedTest(unittest.TestCase):
             signal.alarm(0)
 
     def too_long(self, *_):
-        raise TimeoutError(f'not done after {SECONDS_PER_TEST} seconds')
+        raise TimeoutError(f'timed out after {SECONDS_PER_TEST} seconds')
 
 
 def for_each(table):
-    """Marks a method of a TimedTest: it is run for each row of the table, whose key is
-    a label that completes the method's name, and whose value is its arguments."""
+    """Decorates a method of a TimedTest, to run it for each row of a table: the key is a
+    label that completes the method's name, the value is the method's arguments."""
     def mark(method):
         method.table = table
         return method
@@ -105,7 +105,7 @@ def for_each(table):
 
 
 def with_tables(test_class):
-    """Class decorator: makes one test of each row of what for_each() has marked."""
+    """Class decorator: makes a test of each row given to for_each()."""
     for method in [m for m in vars(test_class).values() if hasattr(m, 'table')]:
         for label, arguments in method.table.items():
             setattr(test_class, f'test_{method.__name__}: {label}', one_row(method, arguments))
@@ -117,7 +117,7 @@ def one_row(method, arguments):
 
 
 class SentenceResult(unittest.TextTestResult):
-    """Prints each test as a sentence, and counts those that passed."""
+    """Prints each test as a sentence, and counts those that pass."""
 
     passed = 0
 
@@ -131,8 +131,8 @@ class SentenceResult(unittest.TextTestResult):
 
 
 def main():
-    """Runs the tests of the program's main file."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that servers are ended, too
+    """Runs the tests of the main module."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that servers are killed too
     tests = unittest.defaultTestLoader.loadTestsFromModule(sys.modules['__main__'])
     runner = unittest.TextTestRunner(stream=sys.stdout, verbosity=2, resultclass=SentenceResult)
     result = runner.run(tests)

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
 # Extendible WebSocket Server
 
-"""The server and Python's `websocket-client`: a client that blocks, and that lets one
-send and receive single frames. So here is what `websockets` does all by itself."""
+"""The server and Python's `websocket-client`, a blocking client that can send and receive
+single frames. So it tests what `websockets` does by itself."""
 
 import json
 import sys
@@ -11,7 +11,7 @@ try:
     import websocket
     from websocket import ABNF
 except ImportError:
-    sys.exit('no websocket-client for this python3: its Debian package is python3-websocket')
+    sys.exit('python3 has no websocket-client: install python3-websocket (on Debian)')
 
 import support
 from support import TimedTest, for_each, with_tables
@@ -29,7 +29,7 @@ def setUpModule():
 
 
 def connect(server, path='/', **options):
-    # Text is compared here; to have it validated too would take this client seconds.
+    # The tests compare the text; this client would take seconds to validate it.
     return websocket.create_connection(server.url(path), timeout=SECONDS_PER_READ,
                                        skip_utf8_validation=True, **options)
 
@@ -51,7 +51,7 @@ class Messages(TimedTest):
         'an empty text': (ABNF.OPCODE_TEXT, b''),
         'an empty binary message': (ABNF.OPCODE_BINARY, b''),
         'a text': (ABNF.OPCODE_TEXT, 'aé€😀'.encode()),
-        'every byte there is': (ABNF.OPCODE_BINARY, bytes(range(256))),
+        'every byte value': (ABNF.OPCODE_BINARY, bytes(range(256))),
         'a text of 1 MiB': (ABNF.OPCODE_TEXT, b'text' * (MIB // 4)),
         'a binary message of 1 MiB': (ABNF.OPCODE_BINARY, bytes(range(256)) * (MIB // 256)),
     })
@@ -61,7 +61,7 @@ class Messages(TimedTest):
         got_opcode, got = client.recv_data()
         client.close()
         self.assertEqual(got_opcode, opcode)
-        self.assertTrue(got == payload, f'{len(payload)} bytes went, {len(got)} came back')
+        self.assertTrue(got == payload, f'sent {len(payload)} bytes, got {len(got)} back')
 
     def test_a_binary_message_of_16_MiB_comes_back(self):
         payload = bytes(range(256)) * (16 * MIB // 256)
@@ -88,7 +88,7 @@ class Messages(TimedTest):
         self.assertEqual(client.recv(), 'one message')
         client.close()
 
-    def test_a_pong_that_nobody_asked_for_is_ignored(self):
+    def test_an_unsolicited_pong_is_ignored(self):
         client = connect(echo)
         client.pong(b'by the way')
         client.send('hello')
@@ -97,7 +97,7 @@ class Messages(TimedTest):
 
 
 class Pings(TimedTest):
-    def test_who_is_silent_is_pinged_and_stays_by_the_pong(self):
+    def test_a_silent_client_is_pinged_and_its_pongs_keep_it_connected(self):
         client = connect(pinging)
         for _ in range(2):
             ping = client.recv_frame()
@@ -107,7 +107,7 @@ class Pings(TimedTest):
         self.assertEqual(next_frame_but_pings(client).data, b'still here')
         client.close()
 
-    def test_who_does_not_answer_pings_is_lost(self):
+    def test_a_client_that_does_not_answer_pings_is_disconnected(self):
         witness = connect(pinging, '/witness')
         self.assertEqual(witness.recv(), 'ready')
         silent = connect(pinging, '/?silent')
@@ -121,14 +121,14 @@ class Pings(TimedTest):
 @with_tables
 class Closing(TimedTest):
     @for_each({
-        'with a code and a reason, by the same code': (b'\x0f\xa1bye', 4001),
-        'with a code alone, by the same code': (b'\x03\xe8', 1000),
-        'without a code, by one without': (b'', None),
-        'with 1005, which is for no wire, by 1002': (b'\x03\xed', 1002),
-        'with 1006, which is for no wire, by 1002': (b'\x03\xee', 1002),
-        'with 2999, which nobody has defined, by 1002': (b'\x0b\xb7', 1002),
-        'with half a code, by 1002': (b'\x03', 1002),
-        'with a reason that is not UTF-8, by 1007': (b'\x03\xe8\xff', 1007),
+        'a code and a reason, with the same code': (b'\x0f\xa1bye', 4001),
+        'a code alone, with the same code': (b'\x03\xe8', 1000),
+        'no code, without a code': (b'', None),
+        '1005, which must not be sent, with 1002': (b'\x03\xed', 1002),
+        '1006, which must not be sent, with 1002': (b'\x03\xee', 1002),
+        '2999, which is not defined, with 1002': (b'\x0b\xb7', 1002),
+        'half a code, with 1002': (b'\x03', 1002),
+        'a reason that is not UTF-8, with 1007': (b'\x03\xe8\xff', 1007),
     })
     def a_close_frame_is_answered(self, payload, code):
         client = connect(echo)
@@ -136,12 +136,12 @@ class Closing(TimedTest):
         self.assert_closed(client, code)
 
     @for_each({
-        # the arguments of ABNF: fin, three reserved bits, opcode, mask, payload
+        # The arguments of ABNF: fin, three reserved bits, opcode, mask, payload.
         'a reserved bit': ((1, 1, 0, 0, ABNF.OPCODE_TEXT, 1, b'x'), 1002),
         'no mask': ((1, 0, 0, 0, ABNF.OPCODE_TEXT, 0, b'x'), 1002),
         'a fragmented ping': ((0, 0, 0, 0, ABNF.OPCODE_PING, 1, b''), 1002),
         'a ping of 126 bytes': ((1, 0, 0, 0, ABNF.OPCODE_PING, 1, b'p' * 126), 1002),
-        'a continuation of nothing': ((1, 0, 0, 0, ABNF.OPCODE_CONT, 1, b'x'), 1002),
+        'a continuation with nothing to continue': ((1, 0, 0, 0, ABNF.OPCODE_CONT, 1, b'x'), 1002),
         'text that is not UTF-8': ((1, 0, 0, 0, ABNF.OPCODE_TEXT, 1, b'\xc0\xaf'), 1007),
         'half a character': ((1, 0, 0, 0, ABNF.OPCODE_TEXT, 1, b'\xe2\x82'), 1007),
     })
@@ -151,7 +151,7 @@ class Closing(TimedTest):
         self.assert_closed(client, code)
 
     def assert_closed(self, client, code):
-        """A close frame with that code (None: without any) must come, then the end."""
+        """A close frame with that code (None: without a code) must come, then the end."""
         frame = client.recv_frame()
         self.assertEqual(frame.opcode, ABNF.OPCODE_CLOSE)
         self.assertEqual(frame.data[:2], code.to_bytes(2, 'big') if code else b'')
@@ -159,7 +159,7 @@ class Closing(TimedTest):
             client.recv_frame()
         client.shutdown()
 
-    def test_the_server_closes_first_and_ends_when_the_client_answers(self):
+    def test_when_the_server_closes_first_the_answer_ends_the_connection(self):
         client = connect(interop, '/close?code=4001&reason=that+is+all')
         frame = client.recv_frame()
         self.assertEqual((frame.opcode, frame.data), (ABNF.OPCODE_CLOSE, b'\x0f\xa1that is all'))
@@ -181,8 +181,8 @@ class Handshakes(TimedTest):
         client.close()
 
     @for_each({
-        'the one that is listed': ('http://page.example', 101),
-        'the one that is listed, with the default port': ('http://page.example:80', 101),
+        'the listed one': ('http://page.example', 101),
+        'the listed one, with the default port': ('http://page.example:80', 101),
         'any other': ('http://elsewhere.example', 403),
     })
     def the_answer_to_an_origin(self, origin, status):
@@ -198,14 +198,14 @@ class Handshakes(TimedTest):
         'version 12': ('Sec-WebSocket-Version', '12', 426),
         'version 14': ('Sec-WebSocket-Version', '14', 426),
         'a key of 15 bytes': ('Sec-WebSocket-Key', 'AAAAAAAAAAAAAAAAAAAA', 400),
-        'a key that is no base64': ('Sec-WebSocket-Key', '!!!!!!!!!!!!!!!!!!!!!!==', 400),
+        'a key that is not base64': ('Sec-WebSocket-Key', '!!!!!!!!!!!!!!!!!!!!!!==', 400),
         'a body': ('Content-Length', '5', 400),
         'a head of 9000 bytes': ('X-Long', 'l' * 9000, 431),
     })
     def a_request_is_refused_for(self, name, value, status):
         self.assertEqual(self.status(interop, header={name: value}), status)
 
-    def test_the_program_may_refuse(self):
+    def test_a_hook_may_refuse(self):
         self.assertEqual(self.status(interop, '/refuse?status=401&text=no'), 401)
 
     def status(self, server, path='/', **options):

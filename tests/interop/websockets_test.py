@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
 # Extendible WebSocket Server
 
-"""The server and Python's `websockets`: a client that checks every frame, speaks
-asyncio, and so can be two hundred clients at once."""
+"""The server and Python's `websockets`, a client that checks every frame and, with asyncio,
+can be two hundred clients at once."""
 
 import asyncio
 import itertools
@@ -17,7 +17,7 @@ import urllib.request
 try:
     import websockets
 except ImportError:
-    sys.exit("no websockets for this python3: its Debian package is python3-websockets")
+    sys.exit('python3 has no websockets: install python3-websockets (on Debian)')
 
 import support
 from support import TimedTest, for_each, with_tables
@@ -43,14 +43,15 @@ def connect(server, path='/', **options):
 
 
 async def echoed(server, message):
-    """What comes back for a message: a str, bytes, or a list of fragments."""
+    """What comes back for a message, which is a str, bytes, or a list of fragments."""
     async with connect(server) as client:
         await client.send(message)
         return await client.recv()
 
 
 async def seen_by_witness(leave):
-    """Lets a client connect and leave(client); gives it, and what the server saw of it."""
+    """Connects a client and calls leave(client). Returns the client, and what the server saw
+    of its end."""
     tag = f'client{next(numbers)}'
     async with connect(interop, '/witness') as witness:
         assert await witness.recv() == 'ready'
@@ -69,7 +70,7 @@ SMALL_MESSAGES = {
     'a text with characters of one to four bytes': ('aé€😀',),
     'a text with a NUL in it': ('a\0b',),
     'a text that is JSON': ('{"a": [1e3, 0.10, "\\u00e9"]}',),
-    'every byte there is': (bytes(range(256)),),
+    'every byte value': (bytes(range(256)),),
     '125 bytes, the longest short frame': (NOISE[:125],),
     '126 bytes, the shortest with a length of 16 bits': (NOISE[:126],),
     '65535 bytes, the longest with a length of 16 bits': (NOISE[:65535],),
@@ -123,7 +124,7 @@ class AsyncTest(TimedTest):
     def assert_same(self, got, sent):
         # Not assertEqual(): it would print megabytes, and take minutes to compare them.
         self.assertIs(type(got), type(sent))
-        self.assertTrue(got == sent, f'{len(sent)} went, {len(got)} came back: {got[:40]!r} …')
+        self.assertTrue(got == sent, f'sent {len(sent)}, got {len(got)} back: {got[:40]!r} …')
 
 
 @with_tables
@@ -164,7 +165,7 @@ class Messages(AsyncTest):
                 return [await client.recv() for _ in range(10000)]
         self.assertEqual(self.wait(receive()), [str(i) for i in range(10000)])
 
-    def test_two_hundred_clients_at_once_each_get_their_own(self):
+    def test_two_hundred_clients_at_once_each_get_their_own_echo(self):
         async def many():
             everyone = [await connect(interop) for _ in range(200)]
             await asyncio.gather(*[c.send(f'client {i}') for i, c in enumerate(everyone)])
@@ -175,7 +176,7 @@ class Messages(AsyncTest):
         self.assertEqual(got, [f'client {i}' for i in range(200)])
         self.assertEqual(codes, {1000})
 
-    def test_two_hundred_clients_may_come_in_the_same_moment(self):
+    def test_two_hundred_clients_may_connect_at_the_same_moment(self):
         async def come_and_talk(i):
             async with connect(interop) as client:
                 await client.send(f'client {i}')
@@ -191,13 +192,13 @@ class Pings(AsyncTest):
     @for_each({
         'nothing': (b'',),
         'a text': (b'are you there?',),
-        'bytes that are no text': (b'\xff\0\xfe',),
-        '125 bytes, the most there may be': (NOISE[:125],),
+        'bytes that are not text': (b'\xff\0\xfe',),
+        '125 bytes, the longest': (NOISE[:125],),
     })
     def a_ping_is_answered_with_its_payload(self, payload):
         async def ping():
             async with connect(echo) as client:
-                await (await client.ping(payload))  # resolved by a pong with just this payload
+                await (await client.ping(payload))  # resolved by a pong with this payload
         self.wait(ping())
 
     def test_a_ping_between_two_fragments_is_answered_before_the_message_ends(self):
@@ -231,13 +232,13 @@ class Closing(AsyncTest):
                 return client.close_code, client.close_reason
         self.assertEqual(self.wait(be_closed()), (code, reason))
 
-    def test_a_connection_that_is_lost_counts_as_1006(self):
+    def test_a_lost_connection_counts_as_1006(self):
         async def leave(client):
             client.transport.abort()
         _, left = self.wait(seen_by_witness(leave))
         self.assertEqual(left['code'], 1006)
 
-    def test_what_was_sent_before_the_close_arrives(self):
+    def test_messages_sent_before_the_close_come_back(self):
         async def send_and_close():
             async with connect(echo) as client:
                 for i in range(100):
@@ -248,7 +249,7 @@ class Closing(AsyncTest):
                 return got
         self.assertEqual(self.wait(send_and_close()), [str(i) for i in range(100)])
 
-    def test_a_server_that_ends_says_1001(self):
+    def test_a_server_that_stops_sends_1001(self):
         async def see_it_end():
             server = support.Server(support.INTEROP_SERVER)
             async with connect(server) as client:
@@ -275,10 +276,10 @@ class Handshakes(AsyncTest):
             return refusal.status_code
 
     @for_each({
-        'the one that both know': (['v1.interop'], 'v1.interop'),
+        'the only one offered': (['v1.interop'], 'v1.interop'),
         "the server's favourite, though offered last": (['v1.interop', 'v2.interop'], 'v2.interop'),
-        'one among strangers': (['v9', 'v1.interop', 'v8'], 'v1.interop'),
-        'none, when there is none in common': (['v8', 'v9'], None),
+        'the only one that the server knows': (['v9', 'v1.interop', 'v8'], 'v1.interop'),
+        'none, when none is in common': (['v8', 'v9'], None),
         'none, when none is offered': (None, None),
         'none, when only the case differs': (['V1.INTEROP'], None),
     })
@@ -305,18 +306,18 @@ class Handshakes(AsyncTest):
     @for_each({
         'the listed one': (PAGE_ORIGIN, 101),
         'the listed one in capitals': ('HTTP://PAGE.EXAMPLE:8080', 101),
-        'no origin at all, as from a program': (None, 101),
+        'none, as from a program': (None, 101),
         'another host': ('http://other.example:8080', 403),
         'another port': ('http://page.example', 403),
         'another scheme': ('https://page.example:8080', 403),
-        'a host that only begins like it': ('http://page.example:8080.evil.example', 403),
+        'a host that only begins with it': ('http://page.example:8080.evil.example', 403),
         'null, as from a sandboxed frame': ('null', 403),
     })
     def the_answer_to_an_origin(self, origin, status):
         self.assertEqual(self.status(guarded, origin=origin), status)
 
     @for_each({'401': (401,), '404': (404,), '429': (429,), '503': (503,)})
-    def the_program_may_refuse_with(self, status):
+    def a_hook_may_refuse_with(self, status):
         self.assertEqual(self.status(interop, f'/refuse?status={status}&text=no'), status)
 
 
@@ -328,12 +329,12 @@ class Addresses(AsyncTest):
                 return await client.recv()
         self.assertEqual(self.wait(say_hello()), 'hello')
 
-    def test_every_address_of_localhost_is_listened_on(self):
+    def test_the_server_listens_on_every_address_of_localhost(self):
         found = socket.getaddrinfo('localhost', None, type=socket.SOCK_STREAM)
         for family, *_, (address, *_) in found:
             self.greet(f'[{address}]' if family == socket.AF_INET6 else address, echo.port)
 
-    def test_an_IPv6_address_may_be_listened_on(self):
+    def test_the_server_can_listen_on_an_IPv6_address(self):
         if not has_ipv6():
             self.skipTest('this machine has no IPv6')
         server = support.Server(support.INTEROP_SERVER, '--address', '::1')
@@ -357,7 +358,7 @@ class PlainHttp(TimedTest):
             self.assertEqual(answer.headers['Content-Type'], 'text/html; charset=utf-8')
             self.assertIn(b'<title>interop</title>', answer.read())
 
-    def test_a_get_that_nobody_answers_is_told_to_upgrade(self):
+    def test_a_get_that_no_hook_answers_is_told_to_upgrade(self):
         with self.assertRaises(urllib.error.HTTPError) as refusal:
             urllib.request.urlopen(f'http://localhost:{interop.port}/elsewhere')
         self.assertEqual(refusal.exception.code, 426)

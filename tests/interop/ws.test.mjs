@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: MIT
 // Extendible WebSocket Server
 
-// The server and Node's `ws`, the client of most programs in JavaScript: it streams,
-// it offers compression, and it is strict about what it receives.
+// The server and Node's `ws`, the most common client in JavaScript programs: it streams, offers
+// compression, and is strict about what it receives.
 
 import assert from 'node:assert/strict';
 import { once } from 'node:events';
@@ -29,9 +29,9 @@ after(async () => {
   await stopAll([echo, chat, interop, guarded, pinging]);
 }, limit);
 
-// --- what the tests below are written in ------------------------------------
+// --- tools for the tests below ----------------------------------------------
 
-// A client that is connected. Its messages and its end are kept, none is missed.
+// A connected client. It keeps its messages and its end, so none is missed.
 async function connect(server, path = '/', protocols = [], options = {}) {
   const client = new WebSocket(server.url(path), protocols, options);
   const closed = new Promise((done) => {
@@ -46,18 +46,18 @@ async function connect(server, path = '/', protocols = [], options = {}) {
 async function nextMessage(client) {
   while (!client.messages.length) {
     const end = await Promise.race([client.closed, once(client, 'message').then(() => null)]);
-    if (end && !client.messages.length) throw new Error(`no message, but the end: ${end}`);
+    if (end && !client.messages.length) throw new Error(`no message, but a close: ${end}`);
   }
   return client.messages.shift();
 }
 
-// Closes, and expects an answer with the same code (RFC 6455 5.5.1); its reason is free.
+// Closes, and expects an answer with the same code (RFC 6455 5.5.1) and any reason.
 async function close(client, code = 1000, reason = '') {
   client.close(code, reason);
   assert.equal((await client.closed)[0], code);
 }
 
-// The status with which the server refuses, 101 if it does not.
+// The status of the server's answer; 101 if it accepts.
 function status(server, path, options = {}) {
   return new Promise((answered, failed) => {
     const client = new WebSocket(server.url(path), [], options);
@@ -78,7 +78,7 @@ forEach('the echo example returns', [
   ['a text with characters of one to four bytes', 'aé€😀'],
   ['a text with a NUL in it', 'a\0b'],
   ['a text that is JSON, untouched', '{"n": 1e3, "d": 0.10}'],
-  ['every byte there is', Buffer.from(Array.from({ length: 256 }, (_, i) => i))],
+  ['every byte value', Buffer.from(Array.from({ length: 256 }, (_, i) => i))],
   ['125 bytes', bytes.subarray(0, 125)],
   ['126 bytes', bytes.subarray(0, 126)],
   ['65535 bytes', bytes.subarray(0, 65535)],
@@ -125,7 +125,7 @@ forEach('fragments make one message:', [
   await close(client);
 });
 
-test('a character may be cut by fragments, with a ping in the cut', limit, async () => {
+test('fragments may cut a character, with a ping in the cut', limit, async () => {
   const client = await connect(echo);
   client.send(Buffer.from([0xe2, 0x82]), { binary: false, fin: false });
   client.ping('in the cut');
@@ -136,7 +136,7 @@ test('a character may be cut by fragments, with a ping in the cut', limit, async
   await close(client);
 });
 
-test('a stream of 16 MiB goes through, in pieces, both ways', limit, async () => {
+test('a stream of 16 MiB passes in pieces, both ways', limit, async () => {
   const client = await connect(interop);
   const stream = createWebSocketStream(client);
   const pieces = [];
@@ -154,20 +154,20 @@ test('a stream of 16 MiB goes through, in pieces, both ways', limit, async () =>
   await client.closed;
 });
 
-test('ten thousand messages in one go come back in order', limit, async () => {
+test('ten thousand messages sent at once come back in order', limit, async () => {
   const client = await connect(echo);
   for (let i = 0; i < 10_000; ++i) client.send(String(i));
   for (let i = 0; i < 10_000; ++i) assert.equal(await nextMessage(client), String(i));
   await close(client);
 });
 
-test('ten thousand messages that the server sends in one go arrive in order', limit, async () => {
+test('ten thousand messages that the server sends at once arrive in order', limit, async () => {
   const client = await connect(interop, '/many?count=10000');
   for (let i = 0; i < 10_000; ++i) assert.equal(await nextMessage(client), String(i));
   await close(client);
 });
 
-test('two hundred clients at once each get their own', limit, async () => {
+test('two hundred clients at once each get their own echo', limit, async () => {
   const clients = await Promise.all(Array.from({ length: 200 }, () => connect(interop)));
   clients.forEach((client, i) => client.send(`client ${i}`));
   const got = await Promise.all(clients.map(nextMessage));
@@ -175,7 +175,7 @@ test('two hundred clients at once each get their own', limit, async () => {
   await Promise.all(clients.map((client) => close(client)));
 });
 
-test('who sends a message of one byte too much is closed with 1009', limit, async () => {
+test('a message one byte too big is answered with 1009', limit, async () => {
   const client = await connect(echo);
   client.on('error', () => {});  // the rest of the message may meet a closed connection
   client.send(bytes.subarray(0, MIB + 1));
@@ -187,8 +187,8 @@ test('who sends a message of one byte too much is closed with 1009', limit, asyn
 forEach('a ping is answered with its payload:', [
   ['none', Buffer.alloc(0)],
   ['a text', Buffer.from('are you there?')],
-  ['bytes that are no text', Buffer.from([0xff, 0, 0xfe])],
-  ['125 bytes, the most there may be', bytes.subarray(0, 125)],
+  ['bytes that are not text', Buffer.from([0xff, 0, 0xfe])],
+  ['125 bytes, the longest', bytes.subarray(0, 125)],
 ], async (payload) => {
   const client = await connect(echo);
   client.ping(payload);
@@ -197,7 +197,7 @@ forEach('a ping is answered with its payload:', [
   await close(client);
 });
 
-test('who is silent is pinged, and stays by the pongs', limit, async () => {
+test('a silent client is pinged, and its pongs keep it connected', limit, async () => {
   const client = await connect(pinging);
   for (let i = 0; i < 3; ++i) await once(client, 'ping');  // ws answers each with a pong
   client.send('still here');
@@ -227,7 +227,7 @@ const closes = [
   ['a reason that is not ASCII', 4000, 'schöne Grüße 👋'],
 ];
 
-// Lets a client leave, and gives the code and the reason that the server saw.
+// Makes a client leave, and returns the code and the reason that the server saw.
 let leavers = 0;
 async function seenByWitness(leave) {
   const tag = `leaver${++leavers}`;
@@ -259,20 +259,20 @@ test('a close without a code counts as 1005, on both sides', limit, async () => 
   assert.deepEqual(await answer, [1005, '']);
 });
 
-test('a connection that is cut counts as 1006', limit, async () => {
+test('a lost connection counts as 1006', limit, async () => {
   assert.equal((await seenByWitness((client) => client.terminate()))[0], 1006);
 });
 
-test('what was sent before the close comes back', limit, async () => {
+test('messages sent before the close come back', limit, async () => {
   const client = await connect(echo);
   for (let i = 0; i < 100; ++i) client.send(String(i));
   await close(client);
   assert.deepEqual(client.messages, Array.from({ length: 100 }, (_, i) => String(i)));
 });
 
-test('a server that ends says 1001 to everybody', limit, async (t) => {
+test('a server that stops sends 1001 to all clients', limit, async (t) => {
   const server = await start(INTEROP_SERVER);
-  t.after(() => server.kill());  // if it has not come to its stop()
+  t.after(() => server.kill());  // if the test fails before its stop()
   const clients = await Promise.all(Array.from({ length: 20 }, () => connect(server)));
   await server.stop();
   for (const client of clients) assert.equal((await client.closed)[0], 1001);
@@ -281,9 +281,9 @@ test('a server that ends says 1001 to everybody', limit, async (t) => {
 // --- handshakes -------------------------------------------------------------
 
 forEach('the subprotocol is', [
-  ['the one that both know', ['v1.interop'], 'v1.interop'],
+  ['the only one offered', ['v1.interop'], 'v1.interop'],
   ["the server's favourite, though offered last", ['v1.interop', 'v2.interop'], 'v2.interop'],
-  ['one among strangers', ['v9', 'v1.interop'], 'v1.interop'],
+  ['the only one that the server knows', ['v9', 'v1.interop'], 'v1.interop'],
   ['none, when none is offered', [], ''],
 ], async (offered, agreed) => {
   const client = await connect(interop, '/request', offered);
@@ -292,7 +292,7 @@ forEach('the subprotocol is', [
   await close(client);
 });
 
-test('with no subprotocol in common this client gives up', limit, async () => {
+test('with no subprotocol in common, this client gives up', limit, async () => {
   await assert.rejects(connect(interop, '/', ['v8', 'v9']), /Server sent no subprotocol/);
 });
 
@@ -318,17 +318,17 @@ forEach('compression is not agreed on, though offered', [
 });
 
 forEach('the answer to an origin:', [
-  ['the listed one is let in', PAGE_ORIGIN, 101],
-  ['the listed one with its default port is let in', `${PAGE_ORIGIN}:443`, 101],
+  ['the listed one is accepted', PAGE_ORIGIN, 101],
+  ['the listed one with its default port is accepted', `${PAGE_ORIGIN}:443`, 101],
   ['another scheme is refused', 'http://page.example', 403],
-  ['a host below it is refused', 'https://www.page.example', 403],
+  ['a subdomain is refused', 'https://www.page.example', 403],
   ['null is refused', 'null', 403],
 ], async (origin, expected) => assert.equal(await status(guarded, '/', { origin }), expected));
 
-forEach('a refusal tells its status:', [
-  ['401 from the program', '/refuse?status=401', {}, 401],
-  ['404 from the program', '/refuse?status=404', {}, 404],
-  ['503 from the program', '/refuse?status=503', {}, 503],
+forEach('a refusal has its status:', [
+  ['401 from a hook', '/refuse?status=401', {}, 401],
+  ['404 from a hook', '/refuse?status=404', {}, 404],
+  ['503 from a hook', '/refuse?status=503', {}, 503],
   ['431 for a head that is too long', '/', { headers: { 'X-Long': 'l'.repeat(9000) } }, 431],
   ['431 for a path that is too long', `/${'p'.repeat(9000)}`, {}, 431],
   ['426 for version 8', '/', { protocolVersion: 8 }, 426],
