@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: MIT
 // Extendible WebSocket Server
 
-// What is counted by `make counts`: stories of a server and its clients, in one process and one
-// thread, so that a run is like the other. A turn of the loop follows when all that it shall
-// find has arrived. tests/counts/run starts this under callgrind, which counts the instructions
-// inside the loop's turns and leaves them, story by story, in dumps of their own.
+// What `make counts` counts: stories of a server and its clients, in one process and one thread,
+// so that all runs are alike. The loop takes a turn once all the input for it has arrived.
+// tests/counts/run runs this under callgrind, which counts the instructions inside the loop's
+// turns and writes a dump for each story.
 #include "../../server.h"
 
 #include <arpa/inet.h>
@@ -36,8 +36,8 @@ struct CountedConfig : WSBaseConfig {
         port = 0;
         debug = false;
         maxUsers = 2000;
-        busySeconds = 1000;  // under callgrind turns take long; and what is counted shall
-        pingSeconds = 0;     // not depend on the time
+        busySeconds = 1000;  // turns are slow under callgrind,
+        pingSeconds = 0;     // and counts must not depend on time
     }
 };
 
@@ -59,7 +59,7 @@ void demand(bool holds, const char *what) {
     if (!holds) throw std::runtime_error(what);
 }
 
-// The other end of a connection. It never blocks.
+// A client whose socket never blocks.
 class Client {
   public:
     explicit Client(int port) : fd_(::socket(AF_INET, SOCK_STREAM, 0)) {
@@ -81,7 +81,7 @@ class Client {
     void expect(std::size_t bytes) { missing_ += bytes; }
     bool done() const { return unsent_.empty() && missing_ == 0; }
 
-    // Sends and receives what the kernel lets it.
+    // Sends and receives as much as the kernel allows.
     void pump() {
         const ssize_t sent = ::send(fd_, unsent_.data(), unsent_.size(), MSG_NOSIGNAL);
         if (sent > 0) unsent_.erase(0, static_cast<std::size_t>(sent));
@@ -103,7 +103,7 @@ class Client {
 
 using Clients = std::vector<std::unique_ptr<Client>>;
 
-// Turns the loop until everybody has sent and received everything.
+// Turns the loop until all clients have sent and received everything.
 void settle(Server &server, Clients &clients) {
     for (bool done = false; !done;) {
         done = true;
@@ -118,7 +118,7 @@ void settle(Server &server, Clients &clients) {
 constexpr std::string_view kRequest =
     "GET /chat HTTP/1.1\r\nHost: 127.0.0.1\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
     "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\r\n";
-constexpr std::size_t kResponseBytes = 129;  // 101, with its three header lines
+constexpr std::size_t kResponseBytes = 129;  // a 101 with three header lines
 
 std::string frame(int opcode, std::string_view payload) {
     const std::string key{'\x37', '\xfa', '\x21', '\x3d'};  // of the example in RFC 6455 5.7
@@ -134,7 +134,7 @@ std::string frame(int opcode, std::string_view payload) {
     return bytes;
 }
 
-// As the server sends it: without a key.
+// The size of the server's frame, which has no masking key.
 std::size_t answerBytes(std::size_t payload) {
     return payload + (payload < 126 ? 2 : payload < 65536 ? 4 : 10);
 }
@@ -149,7 +149,7 @@ void join(Server &server, Clients &clients, std::size_t count) {
     settle(server, clients);
 }
 
-// Counts what `round` costs: not what comes first, nor what is done once only.
+// Counts the cost of `rounds` rounds, after three to warm up.
 template <class Round>
 void count(const char *name, int rounds, std::size_t unitsPerRound, Round &&round) {
     for (int i = 0; i < 3; ++i) round();
@@ -170,7 +170,7 @@ struct Row {
     int rounds;
 };
 
-// One message of each of the clients, or several at once, and the answers to it.
+// Counts messages: in each round every client sends `inFlight` of them and gets the answers.
 void countMessages(const Row &row) {
     Server server(row.answer);
     Clients idle, clients;
@@ -190,7 +190,7 @@ void countMessages(const Row &row) {
     count(row.name, row.rounds, row.clients * copies * row.inFlight, round);
 }
 
-// A connection's whole life: the handshake, one message, the closing handshake.
+// Counts connections: opening handshake, one message, closing handshake.
 void countLives() {
     Server server(Answer::echo);
     const std::string hello = frame(1, "Hello"), close = frame(8, "\x03\xe8");
@@ -223,7 +223,7 @@ int main() try {
     const std::string json = R"({"type":"say","to":["a","b"],"text":"Hello, world","n":12345})";
     const Row rows[] = {
         {"echo, 20 bytes", Answer::echo, 100, 1, 0, 1, std::string(20, 'x'), 50},
-        {"echo, 20 bytes, 16 at once", Answer::echo, 100, 16, 0, 1, std::string(20, 'x'), 10},
+        {"echo, 20 bytes, 16 in flight", Answer::echo, 100, 16, 0, 1, std::string(20, 'x'), 10},
         {"echo, 20 bytes, among 1000 silent", Answer::echo, 100, 1, 1000, 1, std::string(20, 'x'),
          50},
         {"echo, 200 bytes", Answer::echo, 100, 1, 0, 1, std::string(200, 'x'), 50},
