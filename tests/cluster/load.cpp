@@ -1,14 +1,15 @@
 // SPDX-License-Identifier: MIT
 // Extendible WebSocket Server
 
-// How much chat.cpp and cluster.cpp can say: many clients, spread evenly over some ports, all of
-// which hear everything. Each says something as soon as its last words have come back, but not
-// more often than the chat allows.
+// The load generator for chat.cpp and cluster.cpp: many clients, spread evenly over the ports, all
+// of which hear everything. Each says something as soon as its last message has come back, but
+// not more often than the chat allows.
 //
 //     load CLIENTS SECONDS PORT...
 //
-// Prints "begin" when all have been talking for a second, and at the end how many messages were
-// said, and delivered, since; and after how many milliseconds half of them, and 99 of 100, were back.
+// Prints "begin" when all have been talking for a second; then, after SECONDS, the numbers of
+// messages said and delivered since, and the median and the 99th percentile of the milliseconds
+// until a message came back.
 
 #include <arpa/inet.h>
 #include <netinet/in.h>
@@ -31,13 +32,13 @@ namespace {
 using Clock = std::chrono::steady_clock;
 using Milliseconds = std::chrono::duration<double, std::milli>;
 
-constexpr std::chrono::milliseconds kPause{55};  // the chat allows twenty in a second
-constexpr std::size_t kText = 100;               // bytes in what is said
+constexpr std::chrono::milliseconds kPause{55};  // the chat allows 20 messages per second
+constexpr std::size_t kText = 100;               // bytes of text in a message
 
 struct Client {
     int fd = -1;
-    std::string mark;   // what its own words have in them
-    std::string inbox;  // the beginning of a frame
+    std::string mark;   // part of all its own messages
+    std::string inbox;  // an incomplete frame
     bool isHere = false;
     bool isWaiting = false;
     Clock::time_point saidAt;
@@ -45,7 +46,7 @@ struct Client {
 
 struct Totals {
     long delivered = 0;
-    std::vector<double> delays;  // milliseconds, one for each that was said
+    std::vector<double> delays;  // milliseconds, one for each message said
 };
 
 void check(bool isFine, const char *what) {
@@ -55,7 +56,7 @@ void check(bool isFine, const char *what) {
 void sendAll(int fd, std::string_view bytes) {
     check(
         ::send(fd, bytes.data(), bytes.size(), MSG_NOSIGNAL) == static_cast<ssize_t>(bytes.size()),
-        "a server does not take what is said");
+        "a server does not take a message");
 }
 
 // A masked text frame of less than 64 KiB (RFC 6455 5.2); the masking key is zero.
@@ -112,8 +113,8 @@ void hear(Client &client, std::string_view payload, Totals &totals) {
     totals.delays.push_back(Milliseconds(Clock::now() - client.saidAt).count());
 }
 
-// The length of the frame at the beginning of `bytes`, and where its payload begins; 0 if
-// more is needed.
+// Returns the size of the frame that begins `bytes`, or 0 if it is incomplete; sets `begin` to
+// where its payload begins.
 std::size_t frameAt(std::string_view bytes, std::size_t &begin) {
     const auto byte = [&](std::size_t i) { return static_cast<unsigned char>(bytes[i]); };
     if (bytes.size() < 2) return 0;
@@ -147,7 +148,7 @@ void speak(Client &client, Clock::time_point now) {
             frame(R"({"type":"say",)" + key + R"(,"text":")" + std::string(kText, 'x') + "\"}"));
 }
 
-// Lets all listen, and speak if they shall, until then.
+// Lets all clients listen, and speak if `speaking`, until `end`.
 void goOn(std::vector<Client> &clients, bool speaking, Clock::time_point end, Totals &totals) {
     std::vector<pollfd> entries;
     for (const Client &client : clients) entries.push_back({client.fd, POLLIN, 0});
