@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: MIT
 // Extendible WebSocket Server
 
-// A chat for the browser. Start it and open what it prints: the server hands out the page
-// chat.html itself, on the same port, and the page connects back to /chat.
+// A chat for the browser. Start it and open the URL it prints: the server hands out the page
+// chat.html on the same port, and the page connects back to /chat.
 //
-// Both ways, messages are JSON objects that say in "type" what they are. First comes a hello;
-// before it somebody is connected, but not here. Whatever is said, everybody here is told.
+// Messages are JSON objects; "type" says what each one is. A page first sends a hello: until
+// then its user is connected, but not in the chat. Everyone in the chat gets every message.
 //
 //     from the page     with                 to the page     with
 //     hello             nick, session        welcome         you, nick, epoch, people, history
@@ -15,19 +15,18 @@
 //                                            typing          nick
 //                                            error           about (a type), text, key
 //
-// Beside the page, GET /healthz says "ok" as long as somebody is at home, and GET /metrics
-// tells Prometheus what goes on.
+// "you" and "from" are user ids, "people" is a list of nicks, "history" a list of messages,
+// "time" is in milliseconds since 1970. Nicks are unique: one that is taken gets a number.
+// Three things let a page reconnect without a gap or a duplicate:
 //
-// "you" and "from" are ids of users, "people" is a list of nicks, "history" one of messages,
-// "time" is in milliseconds since 1970. No two people have the same nick: a taken one gets a
-// number. Three things make it smooth to come back after the connection broke:
+// - Messages have the ids 1, 2, 3, …, and each run of the server has a random "epoch". So a
+//   page knows which messages of the history it already has.
+// - A page puts a random "key" on each message. If it cannot know whether a message arrived,
+//   it sends that again; the server drops a message whose key it knows.
+// - A page has a secret "session". It may be back before the server notices that its old
+//   connection is dead; a new user with the same session then replaces the old one.
 //
-// - Messages have the ids 1, 2, 3, …, and a server has an "epoch", random at its start. So a
-//   page knows which messages of the history it has already.
-// - A page puts a random "key" on what it says. If it cannot know whether that has arrived, it
-//   says it again: a known key is not heard twice.
-// - A page has a "session", a secret of its own. While the server still waits for a dead
-//   connection, the page may be back by another; the same session takes the old one's place.
+// For monitoring, GET /healthz answers "ok", and GET /metrics gives metrics for Prometheus.
 
 #include "../server.h"
 #include "chat.h"
@@ -57,7 +56,7 @@ struct ChatConfig : WSBaseConfig {
 };
 
 struct ChatUser : WSBaseUser {
-    ChatUser() { maxIdle = 30; }  // to say hello; from then on one may read in silence for ever
+    ChatUser() { maxIdle = 30; }  // seconds to say hello; after that, silence is fine
 
     bool isHere() const { return !nick.empty(); }
 
@@ -65,7 +64,7 @@ struct ChatUser : WSBaseUser {
     std::string session;
 };
 
-// A message to the page about somebody.
+// A message to pages about a user.
 Json::Value about(const ChatUser &user, const char *type) {
     Json::Value message;
     message["type"] = type;
@@ -107,24 +106,25 @@ std::string byNumber(const std::string &name, const char *help, const std::strin
 }
 
 std::string metricsOf(const WSStats &stats) {
-    return gauge("chat_users", "Who is connected.", stats.users) +
-           gauge("chat_pending", "Connections that are no users, yet or any more.", stats.pending) +
-           gauge("chat_queued_bytes", "What waits to be taken by them.", stats.queuedBytes) +
+    return gauge("chat_users", "Users connected.", stats.users) +
+           gauge("chat_pending", "Connections in their handshake or closing.", stats.pending) +
+           gauge("chat_queued_bytes", "Bytes queued for all connections.", stats.queuedBytes) +
            bothWays("chat_messages_total", "Messages.", stats.messagesReceived,
                     stats.messagesSent) +
            bothWays("chat_bytes_total", "Bytes on the wire.", stats.bytesReceived,
                     stats.bytesSent) +
-           byNumber("chat_disconnects_total", "Who left, by close code (RFC 6455 7.4).", "code",
-                    stats.disconnects) +
-           byNumber("chat_answers_total", "HTTP answers but 101.", "status", stats.answers) +
+           byNumber("chat_disconnects_total", "Users disconnected, by close code (RFC 6455 7.4).",
+                    "code", stats.disconnects) +
+           byNumber("chat_answers_total", "HTTP responses other than 101.", "status",
+                    stats.answers) +
            metric("chat_turns_total", "counter", "Turns of the loop.",
                   {{"", std::to_string(stats.turns)}}) +
-           metric("chat_longest_turn_seconds", "gauge", "How long everybody had to wait, at worst.",
+           metric("chat_longest_turn_seconds", "gauge", "Longest turn of the loop.",
                   {{"", std::to_string(stats.longestTurnSeconds)}});
 }
 
 // ----------------------------------------------------------------------------
-// The server: its hooks, what a page may say, what pages are told.
+// The server: its hooks, messages from a page, messages to pages.
 // ----------------------------------------------------------------------------
 
 class ChatServer : public WebSocketServer<ChatUser, ChatConfig> {
@@ -140,19 +140,19 @@ class ChatServer : public WebSocketServer<ChatUser, ChatConfig> {
     }
 
     void preConnect(ChatUser &user, int) override {
-        if (user.request().path() != "/chat") refuse(user, 404, "The chat connects to /chat\n");
+        if (user.request().path() != "/chat") refuse(user, 404, "The chat is at /chat\n");
     }
 
     void process(ChatUser &user, WSMessage &msg) override {
         const Json::Value &message = msg.json();
-        if (!message.isObject()) return disconnect(user, 1007, "this chat speaks JSON objects");
+        if (!message.isObject()) return disconnect(user, 1007, "messages must be JSON objects");
         const std::string type = stringIn(message, "type");
         if (type == "hello") return hello(user, message);
         if (!user.isHere()) return complain(user, message, "Say hello first.");
         if (type == "say") return say(user, message);
         if (type == "nick") return rename(user, message);
         if (type == "typing") return tellOthers(user, about(user, "typing"));
-        complain(user, message, "This chat does not know that type of message.");
+        complain(user, message, "Unknown type of message.");
     }
 
     void preDisconnect(ChatUser &user, int) override {
@@ -161,25 +161,25 @@ class ChatServer : public WebSocketServer<ChatUser, ChatConfig> {
         tellOthers(user, about(user, "left"));
     }
 
-    // --- what a page may say ---
+    // --- messages from a page ---
 
     void hello(ChatUser &user, const Json::Value &message) {
         const std::string nick = tidyNick(stringIn(message, "nick"));
-        if (user.isHere()) return complain(user, message, "You are here already.");
+        if (user.isHere()) return complain(user, message, "You are already here.");
         if (nick.empty()) return complain(user, message, kUnfitNick);
         user.session = stringIn(message, "session");
         user.maxIdle = 0;
-        const bool isBack = takePlace(user);
+        const bool isBack = takeOver(user);
         if (!isBack) user.nick = claim(nick);
         sendToUser(user, welcome(user));
-        if (isBack) return rename(user, message);  // it may have a new wish
+        if (isBack) return rename(user, message);  // the page may ask for a new nick
         tellOthers(user, about(user, "joined"));
     }
 
     void say(ChatUser &user, const Json::Value &message) {
         const std::string text = trimmed(stringIn(message, "text", kTextCharacters));
         const std::string key = stringIn(message, "key");
-        if (text.empty()) return complain(user, message, "There is no text in that.");
+        if (text.empty()) return complain(user, message, "The message has no text.");
         if (isKnown(key)) return;
         Json::Value said = about(user, "message");
         said["id"] = Json::UInt64(++lastId_);
@@ -203,7 +203,7 @@ class ChatServer : public WebSocketServer<ChatUser, ChatConfig> {
         tellAll(renamed);
     }
 
-    // --- what pages are told ---
+    // --- messages to pages ---
 
     void tellAll(const Json::Value &message) {
         sendToIf([](const ChatUser &other) { return other.isHere(); }, message);
@@ -233,7 +233,7 @@ class ChatServer : public WebSocketServer<ChatUser, ChatConfig> {
         return message;
     }
 
-    // What programs ask for. (The version is that of the metrics' format.)
+    // Answers a program. (The version is that of Prometheus' text format.)
     static void tell(WSResponse &response, std::string text) {
         response.status = 200;
         response.headers = {{"Content-Type", "text/plain; version=0.0.4; charset=utf-8"},
@@ -241,22 +241,22 @@ class ChatServer : public WebSocketServer<ChatUser, ChatConfig> {
         response.body = std::move(text);
     }
 
-    // --- who has which nick, and what was said ---
+    // --- nicks and history ---
 
-    // The nick itself if nobody has it, else with the first number that makes it new.
+    // Reserves `wish`, with the lowest number that makes it unique if it is taken.
     std::string claim(const std::string &wish) {
         int n = 1;
         while (!taken_.insert(folded(numbered(wish, n))).second) ++n;
         return numbered(wish, n);
     }
 
-    // True if the same page is here already, by a connection that must be dead. Then `user`
-    // gets the nick of that one, and nobody hears of anyone leaving or joining.
-    bool takePlace(ChatUser &user) {
+    // If the chat still has an old user of the same page, its connection must be dead: gives its
+    // nick to `user` and returns true. Other pages see nobody leave or join.
+    bool takeOver(ChatUser &user) {
         for (ChatUser &old : users()) {
             if (!old.isHere() || old.session.empty() || old.session != user.session) continue;
             user.nick.swap(old.nick);
-            disconnect(old, 1000, "its page has connected anew");
+            disconnect(old, 1000, "the page has reconnected");
             return true;
         }
         return false;
@@ -276,8 +276,8 @@ class ChatServer : public WebSocketServer<ChatUser, ChatConfig> {
     const std::string page_;
     const std::string epoch_ = randomHex();
     std::uint64_t lastId_ = 0;
-    Json::Value history_ = Json::arrayValue;  // messages as they were sent, the oldest first
-    std::set<std::string> taken_;             // nicks, folded
+    Json::Value history_ = Json::arrayValue;  // messages as they were sent, oldest first
+    std::set<std::string> taken_;             // folded nicks
 };
 
 // ----------------------------------------------------------------------------
@@ -288,19 +288,20 @@ constexpr const char *kUsage =
     "usage: chat [--port N] [--address HOST] [--origin ORIGIN]... [--proxy ADDRESS]...\n"
     "            [--verbose]\n"
     "  --port N         listen on this port (12345); 0 picks a free one\n"
-    "  --address HOST   listen on this address (localhost); \"\" is all there are,\n"
-    "                   unix:/path is a Unix socket, for a proxy\n"
-    "  --origin ORIGIN  let in only pages from here, such as https://example.com\n"
-    "  --proxy ADDRESS  believe this proxy about who asks: an address, a network, or \"unix\"\n"
-    "  --verbose        print who comes and goes\n"
-    "If systemd hands over a listening socket, that is taken: see examples/deploy/.\n";
+    "  --address HOST   listen on this address (localhost); \"\" means all addresses,\n"
+    "                   unix:/path a Unix socket, for a proxy\n"
+    "  --origin ORIGIN  accept only pages from this origin, such as https://example.com\n"
+    "  --proxy ADDRESS  trust the client address that this proxy reports; ADDRESS is an\n"
+    "                   IP address, a network, or \"unix\"\n"
+    "  --verbose        log when users connect and disconnect\n"
+    "A listening socket from systemd takes precedence: see examples/deploy/.\n";
 
 ChatConfig configFrom(int argc, char **argv) {
     ChatConfig config;
     for (int i = 1; i < argc; ++i) {
         const std::string option = argv[i];
         const auto value = [&]() -> std::string {
-            if (++i >= argc) throw UsageError(option + " wants a value");
+            if (++i >= argc) throw UsageError(option + " needs a value");
             return argv[i];
         };
         // clang-format off
@@ -310,14 +311,14 @@ ChatConfig configFrom(int argc, char **argv) {
         else if (option == "--proxy") config.trustedProxies.push_back(value());
         else if (option == "--verbose") config.debug = true;
         else if (option == "--help") config.wantsHelp = true;
-        else throw UsageError("there is no option '" + option + "'");
+        else throw UsageError("unknown option '" + option + "'");
         // clang-format on
     }
     return config;
 }
 
-// systemd's socket units open the socket themselves and hand it over as descriptor 3; the
-// environment tells how many there are, and for which process (sd_listen_fds(3)).
+// The socket that a systemd .socket unit has opened for this process, or -1. It is descriptor 3;
+// the environment says how many there are and for which process (sd_listen_fds(3)).
 int socketOfSystemd() {
     const char *pid = std::getenv("LISTEN_PID");
     const char *count = std::getenv("LISTEN_FDS");
@@ -328,7 +329,7 @@ int socketOfSystemd() {
     return 3;
 }
 
-// What to type into a browser, if that can be done: a Unix socket has no port.
+// The line to print at the start. A Unix socket has no port, and no URL to open.
 std::string placeOf(const ChatConfig &config, int port) {
     if (port == 0)
         return "listening at " + (config.listenFd < 0 ? config.address : "systemd's Unix socket");

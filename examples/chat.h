@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: MIT
 // Extendible WebSocket Server
 
-// What chat.cpp and cluster.cpp have in common: what text and nicks may be, the page
-// chat.html and how it is handed out, and their options.
+// What chat.cpp and cluster.cpp share: the rules for text and nicks, serving the page chat.html,
+// and command-line options.
 
 #ifndef EXAMPLES_CHAT_H
 #define EXAMPLES_CHAT_H
@@ -18,16 +18,16 @@
 #include <stdexcept>
 #include <string>
 
-constexpr unsigned kHistory = 100;             // messages for who comes later
-constexpr std::size_t kTextCharacters = 4000;  // these two are known to chat.html as well
+constexpr unsigned kHistory = 100;             // messages that a newcomer gets
+constexpr std::size_t kTextCharacters = 4000;  // chat.html repeats this limit and the next
 constexpr std::size_t kNickCharacters = 20;
-constexpr const char *kUnfitNick = "A name has 1 to 20 characters, all of them visible.";
+constexpr const char *kUnfitNick = "A name must be 1 to 20 visible characters.";
 
 // ----------------------------------------------------------------------------
-// Text: UTF-8, in which all bytes of a character but the first are 10xxxxxx.
+// Text. In UTF-8, every byte of a character but the first is 10xxxxxx.
 // ----------------------------------------------------------------------------
 
-// The first `count` characters; none is cut in two.
+// The first `count` characters; never cuts one in two.
 inline std::string firstCharacters(const std::string &text, std::size_t count) {
     std::size_t end = 0;
     while (end < text.size() && ((text[end] & 0xC0) == 0x80 || count-- > 0)) ++end;
@@ -40,8 +40,8 @@ inline std::string trimmed(const std::string &text) {
     return text.substr(begin, text.find_last_not_of(" \t\r\n") - begin + 1);
 }
 
-// Control characters, and what would make two nicks look the same or turn the line around:
-// odd spaces, marks without width, changes of direction. Look-alike letters remain.
+// True for control characters and those that make two nicks look the same or reverse the line:
+// unusual spaces, zero-width marks, changes of direction. Look-alike letters are not detected.
 inline bool isUnfitForNick(std::string_view character) {
     constexpr std::string_view kRanges[][2] = {
         {"\x7F", "\u00A0"},   {"\u00AD", "\u00AD"}, {"\u1680", "\u1680"},
@@ -53,7 +53,7 @@ inline bool isUnfitForNick(std::string_view character) {
            });
 }
 
-// A nick as it will be shown; empty if it cannot be one.
+// `wish` as a nick to display; empty if it is not valid.
 inline std::string tidyNick(const std::string &wish) {
     std::string nick;
     for (std::string rest = trimmed(wish); !rest.empty();) {
@@ -65,21 +65,21 @@ inline std::string tidyNick(const std::string &wish) {
     return trimmed(firstCharacters(nick, kNickCharacters));
 }
 
-// Ann and ANN are one to a reader; this makes them one string.
+// In ASCII lower case, so that Ann and ANN count as the same nick.
 inline std::string folded(std::string nick) {
     for (char &c : nick)
         if (c >= 'A' && c <= 'Z') c = static_cast<char>(c - 'A' + 'a');
     return nick;
 }
 
-// `nick` itself for the first who wants it, with the number `n` for who comes later.
+// "Ann", "Ann 2", "Ann 3", … for `n` = 1, 2, 3, …
 inline std::string numbered(const std::string &nick, int n) {
     if (n < 2) return nick;
     const std::string number = ' ' + std::to_string(n);
     return trimmed(firstCharacters(nick, kNickCharacters - number.size())) + number;
 }
 
-// 128 bits that nobody can guess.
+// 128 unpredictable bits.
 inline std::string randomHex() {
     std::random_device random;
     std::string hex;
@@ -92,7 +92,7 @@ inline std::int64_t millisecondsSince1970() {
     return std::chrono::duration_cast<std::chrono::milliseconds>(now).count();
 }
 
-// The start of a string in a message; empty if it is missing or no string.
+// The first characters of a string in a message; empty if it is missing or not a string.
 inline std::string stringIn(const Json::Value &message, const char *name,
                             std::size_t characters = 64) {
     const Json::Value &value = message[name];
@@ -103,20 +103,20 @@ inline std::string stringIn(const Json::Value &message, const char *name,
 // The page
 // ----------------------------------------------------------------------------
 
-// chat.html lies beside the program. Linux tells where that is; elsewhere it is looked for
-// where the program was called, so call it by its path.
+// chat.html is in the program's folder. Linux tells us which one that is; elsewhere we take it
+// from argv[0], so start the program by its path.
 inline std::string readPage(const char *program) {
     std::error_code error;
     std::filesystem::path path = std::filesystem::canonical("/proc/self/exe", error);
     path = (error ? std::filesystem::path(program) : path).replace_filename("chat.html");
     std::ifstream file(path, std::ios::binary);
     std::string page(std::istreambuf_iterator<char>(file), {});
-    if (page.empty()) throw std::runtime_error("there is no page to serve at " + path.string());
+    if (page.empty()) throw std::runtime_error("cannot read " + path.string());
     return page;
 }
 
-// A browser runs only the script and the styles that carry the nonce of this very answer.
-// Should a chatter's text ever slip into the page as HTML, it could do nothing.
+// The browser runs only the script and styles that carry this response's nonce. If a user's
+// text ever got into the page as HTML, it could do nothing.
 inline void fillIn(WSResponse &response, const std::string &page) {
     constexpr std::string_view kPlace = "{{nonce}}";
     const std::string nonce = randomHex();
@@ -130,12 +130,12 @@ inline void fillIn(WSResponse &response, const std::string &page) {
             "frame-ancestors 'none'; require-trusted-types-for 'script'; trusted-types 'none'");
 }
 
-// The page at its address, 404 elsewhere.
+// Serves the page at its path, 404 elsewhere.
 inline void answerWithPage(const WSRequest &request, WSResponse &response,
                            const std::string &page) {
     const bool found = request.path() == "/" || request.path() == "/index.html";
     response.status = found ? 200 : 404;
-    response.body = "There is nothing here. The chat is at /\n";
+    response.body = "Not found. The chat is at /\n";
     response.headers = {{"Content-Type", found ? "text/html; charset=utf-8" : "text/plain"},
                         {"Cache-Control", "no-store"},
                         {"X-Content-Type-Options", "nosniff"},
@@ -144,7 +144,7 @@ inline void answerWithPage(const WSRequest &request, WSResponse &response,
 }
 
 // ----------------------------------------------------------------------------
-// Options, and the place that is listened at
+// Options, and the URL to open
 // ----------------------------------------------------------------------------
 
 struct UsageError : std::runtime_error {
@@ -156,11 +156,11 @@ inline int portFrom(const std::string &text) {
     const char *end = text.data() + text.size();
     const auto [rest, error] = std::from_chars(text.data(), end, port);
     if (error != std::errc() || rest != end || port < 0 || port > 65535)
-        throw UsageError("--port wants a number from 0 to 65535, not '" + text + "'");
+        throw UsageError("--port must be a number from 0 to 65535, not '" + text + "'");
     return port;
 }
 
-// What to type into a browser.
+// The URL to open in a browser.
 inline std::string urlOf(std::string host, int port) {
     if (host.empty() || host == "0.0.0.0" || host == "::") host = "localhost";
     if (host.find(':') != std::string::npos) host = '[' + host + ']';
