@@ -1,40 +1,42 @@
 // SPDX-License-Identifier: MIT
 // Extendible WebSocket Server
 
-// The chat of chat.cpp, for when one process is not enough: any number of these processes,
-// on one machine or on many, are one chat. They serve the same page, chat.html, with the same
-// protocol. What joins them is a Redis server, in the same poll() loop, without a thread.
+// The chat of chat.cpp for more than one process: any number of them, on one machine or on many,
+// form one chat. They serve the same page, chat.html, with the same protocol. A Redis server
+// joins them; each process talks to it in its poll() loop, without a thread.
 //
-//     pages ── HAProxy, or a port ──┬── cluster ──┐
-//              that they share      ├── cluster ──┼── Redis
-//              (SO_REUSEPORT)       └── cluster ──┘
+//     pages ── HAProxy or a shared ──┬── cluster ──┐
+//              port (SO_REUSEPORT)   ├── cluster ──┼── Redis
+//                                    └── cluster ──┘
 //
-// The idea: Redis holds the chat, a process holds a copy of it. Whatever changes the chat is a
-// command, a script that Redis runs as one step: it checks, changes, gives the event the next
-// number, and publishes it. Processes change their copies and tell their pages by these events,
-// in the order of their numbers, and by nothing else; who said something has to wait for the
-// event, too, and takes it for the acknowledgement. So everybody sees the same, in the same order.
+// The idea: Redis holds the chat, and each process holds a copy. Every change is a command, a
+// script that Redis runs as one step: it makes the change, gives the event the next number, and
+// publishes it. Processes update their copies and their pages from these events alone, in the
+// order of their numbers. The sender of a message waits for its event, too, and takes it as the
+// acknowledgement. So all pages see the same chat in the same order.
 //
-// What can be relied on:
+// What it guarantees:
 //
-// - Every message comes to everybody who is here once, all in one order, which keeps the order of
-//   each sender.
+// - Every page in the chat gets every message once, all in the same order, which preserves the
+//   order of each sender.
 // - A newcomer neither misses a message between history and events nor gets one twice: both come
-//   from the same copy, which at any time is that of one moment, the number of an event.
+//   from the same copy, which always holds exactly the events up to one number.
 // - A message that came back to its sender is in Redis' history. With "appendonly yes" and
-//   "appendfsync always" it is on the disk by then; "everysec" may forget the last two seconds.
-// - A message that did not come back is kept, in its order, until Redis has taken it. If more than
-//   maxWaitingBytes wait, the next sender is told that its message was not said. A page that gave up
-//   waiting says it again, maybe by another process: its key is known for kKeySeconds.
-// - Redis away: everybody is told, newcomers are turned away (503), processes try to come back
-//   after 0.1 s, 0.2 s, … 2 s. Redis back: each asks for what it has missed, tells its pages, and
-//   says what it has kept. If Redis has less than before, everybody is told how much.
-// - A process killed: its pages come back by another one and take their own places there, nobody
-//   hears of it. Who does not come back has left when the lease of the process ends.
+//   "appendfsync always" it is on disk by then; with "everysec" the last two seconds can be lost.
+// - A message that has not come back is kept, in order, until Redis takes it. Once more than
+//   maxWaitingBytes are waiting, further messages are refused and their senders told. A page that
+//   gives up waiting sends its message again, perhaps through another process: Redis knows the
+//   key for kKeySeconds.
+// - While Redis is away, all pages are told, newcomers are refused (503), and each process tries
+//   to reconnect after 0.1 s, 0.2 s, … 2 s. Once Redis is back, the process fetches what it has
+//   missed, tells its pages, and sends what it has kept. If Redis has lost messages, all pages
+//   are told how many.
+// - When a process is killed, its pages reconnect to another one and keep their nicks; other
+//   pages see nothing of it. A user whose page does not return leaves when the lease expires.
 //
-// What cannot: nobody is heard while Redis is away. A page that was away sees the last kHistory
-// messages. Redis does for each message, and for each process, some work: the README says how
-// far that goes and what comes then. It has to be out of others' reach: there is no password.
+// Its limits: nothing is delivered while Redis is away. A page that was away gets only the last
+// kHistory messages. Redis does some work per message and per process; the README says how far
+// that scales, and what to do beyond. Keep Redis out of reach: we use no password.
 
 #include "../server.h"
 #include "chat.h"
@@ -66,27 +68,28 @@ using Clock = std::chrono::steady_clock;
 using std::chrono::milliseconds;
 
 constexpr auto kNever = Clock::time_point::max();
-constexpr milliseconds kLease{5000};     // a process that is silent for so long has died
-constexpr milliseconds kBeat{1000};      // between two signs of life
-constexpr milliseconds kPatience{3000};  // for an answer of Redis; then it counts as gone
-constexpr milliseconds kFirstRest{100};  // before the first try to come back; then twice that …
+constexpr milliseconds kLease{5000};     // a process that is silent for longer counts as dead
+constexpr milliseconds kBeat{1000};      // between two heartbeats
+constexpr milliseconds kPatience{3000};  // for an answer; after that Redis counts as gone
+constexpr milliseconds kFirstRest{100};  // before the first attempt to reconnect; then doubled
 constexpr milliseconds kLongestRest{2000};
-constexpr int kKeptHistory = 1000;  // for processes that missed some
-constexpr int kKeySeconds = 600;    // keys of messages are known for so long
+constexpr int kKeptHistory = 1000;  // messages in Redis, for processes that missed some
+constexpr int kKeySeconds = 600;    // how long Redis knows the key of a message
 
 // ----------------------------------------------------------------------------
 // 1. Redis in the loop
 //
-// hiredis does the protocol and asks its host for five things: to wait, or not to wait any more,
-// until its socket can be read or written, and to forget it. watch() and unwatch() do that.
+// hiredis speaks the protocol and needs five functions from its host: start and stop waiting
+// until the socket is readable, the same for writable, and clean up. They call watch() and
+// unwatch().
 // ----------------------------------------------------------------------------
 
 std::string textOf(const redisReply &reply) {
     return reply.str ? std::string(reply.str, reply.len) : std::string();
 }
 
-// One connection. It is opened and closed as often as one likes. `lost` is called, once for each
-// open(), when it could not be made, broke, or what was called with an answer threw.
+// A connection, which can be opened and closed repeatedly. `lost` is called, at most once for each
+// open(), when the connection cannot be made or breaks, or when an `Answer` throws.
 class Redis {
   public:
     using Answer = std::function<void(const redisReply &)>;
@@ -97,12 +100,12 @@ class Redis {
     Redis &operator=(const Redis &) = delete;
     ~Redis() { close(); }
 
-    // Looking up the name of a host blocks; an address, or a name in /etc/hosts, does not.
+    // Resolving a host name blocks; an address, or a name in /etc/hosts, does not.
     void open(const std::string &host, int port) {
         close();
         redisAsyncContext *context = redisAsyncConnect(host.c_str(), port);
         if (!context || context->err) {
-            const std::string why = context ? context->errstr : "no memory";
+            const std::string why = context ? context->errstr : "out of memory";
             if (context) redisAsyncFree(context);
             return lost_(why);
         }
@@ -113,19 +116,19 @@ class Redis {
             if (status != REDIS_OK) fail(c, c->errstr);
         });
         redisAsyncSetDisconnectCallback(context, [](const redisAsyncContext *c, int) {
-            fail(c, c->err ? c->errstr : "it has closed the connection");
+            fail(c, c->err ? c->errstr : "connection closed");
         });
     }
 
-    // No answer comes any more, and lost() neither.
+    // After this, no `Answer` is called, nor `lost`.
     void close() {
         redisAsyncContext *context = std::exchange(context_, nullptr);
         answers_.clear();
-        if (context) redisAsyncFree(context);  // at the end of a callback, if this is in one
+        if (context) redisAsyncFree(context);  // if we are in a callback, at its end
     }
 
-    // Answers come in the order of the commands. An error is an answer, too. Does nothing if
-    // there is no connection.
+    // Answers arrive in the order of the commands. An error is an answer, too. Does nothing
+    // without a connection.
     void send(const std::vector<std::string> &command, Answer answer) {
         if (!context_) return;
         answers_.push_back(std::move(answer));
@@ -138,7 +141,8 @@ class Redis {
         });
     }
 
-    // From then on this connection is for nothing else. The first answer confirms it.
+    // The connection can be used for nothing else from here on. The first answer confirms the
+    // subscription, each further one is an event.
     void subscribe(const std::string &channel, Answer answer) {
         if (!context_) return;
         subscriber_ = std::move(answer);
@@ -147,7 +151,7 @@ class Redis {
         });
     }
 
-    // What is queued goes out now, as far as the kernel takes it, and not in the next turn.
+    // Writes what is queued at once, as far as the kernel takes it, instead of in the next turn.
     void flush() {
         if (context_) redisAsyncHandleWrite(context_);
     }
@@ -175,14 +179,14 @@ class Redis {
         self.server_.watch(self.fd_, self.events_, [&self](short found) { self.serve(found); });
     }
 
-    // POLLERR and POLLHUP are for reading, which tells what it is. It may end the connection.
+    // POLLERR and POLLHUP lead to a read, which finds the error. It may end the connection.
     void serve(short found) {
         redisAsyncContext *const context = context_;
         if ((found & ~POLLOUT) != 0) redisAsyncHandleRead(context);
         if ((found & POLLOUT) != 0 && context_ == context) redisAsyncHandleWrite(context);
     }
 
-    // Who a callback is for: nobody, if the connection was closed before it came.
+    // The object that a callback belongs to; null if that has closed the connection already.
     static Redis *ownerOf(const redisAsyncContext *context) {
         auto *self = static_cast<Redis *>(context->data);
         return self->context_ == context ? self : nullptr;
@@ -191,7 +195,7 @@ class Redis {
     static void fail(const redisAsyncContext *context, const std::string &why) {
         Redis *self = ownerOf(context);
         if (!self) return;
-        self->context_ = nullptr;  // hiredis is about to free it
+        self->context_ = nullptr;  // hiredis frees it
         self->answers_.clear();
         self->lost_(why);
     }
@@ -207,8 +211,8 @@ class Redis {
                               words.data(), lengths.data());
     }
 
-    // No reply means that the connection ends: fail() follows. Nothing may be thrown through
-    // hiredis, which is C.
+    // No reply means that the connection is ending: fail() follows. Exceptions must not pass
+    // through hiredis, which is C.
     template <class Choose>
     static void hand(redisAsyncContext *context, void *reply, Choose choose) {
         Redis *self = ownerOf(context);
@@ -235,13 +239,13 @@ class Redis {
 // 2. The chat in Redis
 //
 //     n         the number of the last event            people     user: session, LF, nick
-//     epoch     random; another one: another chat       nicks      nick in small letters: user
+//     epoch     random; changes if Redis loses data     nicks      nick in lower case: user
 //     last      the id of the last message              sessions   session: user
-//     history   the last messages, oldest first         leases     process: until when it lives
+//     history   the last messages, oldest first         leases     process: when its lease ends
 //     key:KEY   the id of the message with that key     events     (the channel)
 //
-// All names begin with KEYS[1], which is in braces: so a Redis Cluster has them in one place,
-// where a script can have them. The id of a user is its process', '-', and its number there.
+// All names begin with KEYS[1]. Its braces make a Redis Cluster keep them on one node, as scripts
+// require. The id of a user is that of its process, '-', and its number there.
 // ----------------------------------------------------------------------------
 
 constexpr const char *kPrefix = "{chat}:";
@@ -267,7 +271,7 @@ local function put(user, session, nick)
   if session ~= '' then call('HSET', sessions, session, user) end
 end
 
--- Session and nick of who is here, nil for others.
+-- The session and nick of a user; nil if the user is not in the chat.
 local function get(user)
   local value = call('HGET', people, user)
   if value then return value:match('^(.*)\n(.*)$') end
@@ -294,18 +298,18 @@ local function now()
   return time[1] * 1000 + math.floor(time[2] / 1000)
 end
 
--- Gives 1 if the process was not known to be alive.
+-- Renews the lease. Returns 1 if the process had none.
 local function live(lease) return call('ZADD', key('leases'), now() + lease, process) end
 
 local commands = {}
 
--- 1: the user is here. 0: somebody else has that nick. -1: a page that `isAgain` here has come by
--- another connection meanwhile. One with a known session takes the place of the user that had it.
-function commands.join(user, session, nick, isAgain)
+-- Returns 1 if the user is in the chat, 0 if the nick is taken, -1 if the user rejoins but its page
+-- has a newer connection. A user with a known session replaces the one that had it.
+function commands.join(user, session, nick, rejoins)
   if get(user) then return 1 end
   local before = session ~= '' and call('HGET', sessions, session)
   if before then
-    if isAgain == '1' then return -1 end
+    if rejoins == '1' then return -1 end
     local _, had = get(before)
     call('HDEL', people, before)
     put(user, session, had)
@@ -331,7 +335,7 @@ end
 
 function commands.leave(user) leave(user) end
 
--- 0, or the id that a message with this key has had before. `json` has all but the id.
+-- Returns 0, or the id of an earlier message with this key. `json` lacks only the id.
 function commands.say(known, json, seconds, kept)
   local id = call('GET', key('key:' .. known))
   if id then return tonumber(id) end
@@ -354,10 +358,10 @@ end
 
 function commands.retire() retire(process) end
 
--- For a process that has `n` events of `epoch`, the last message of which was `id`, and these users: all
--- that a copy consists of, of the history what is new. A Redis that has fewer events has lost
--- some; its numbers have meant something else before, so the epoch has to end.
-function commands.sync(lease, users, offered, epoch, n, id, few)
+-- Returns a copy to a process that has these users and the events of `epoch` up to `n`. Its history
+-- has the messages after `id`, or the last `limit` ones if the epoch has changed. If Redis has
+-- fewer events, it has lost some and would reuse their numbers: it begins the epoch `offered`.
+function commands.sync(lease, users, offered, epoch, n, id, limit)
   local current = call('GET', key('epoch'))
   if not current or current == epoch and tonumber(n) > tonumber(call('GET', key('n')) or 0) then
     current = offered
@@ -371,7 +375,7 @@ function commands.sync(lease, users, offered, epoch, n, id, few)
   end
   live(lease)
   local last = tonumber(call('GET', key('last')) or 0)
-  local wanted = current == epoch and last - id or tonumber(few)
+  local wanted = current == epoch and last - id or tonumber(limit)
   local history = wanted > 0 and call('LRANGE', key('history'), -wanted, -1) or {}
   return { current, tonumber(call('GET', key('n'))), last, call('HGETALL', people), history }
 end
@@ -379,25 +383,25 @@ end
 return commands[command](unpack(ARGV, 3))
 )lua";
 
-// What a process must know to take part; and what a page can be told of it at any moment.
+// A process's copy of the chat. A page's welcome is made from it.
 struct Copy {
     std::string epoch;
     std::int64_t n = 0;                         // the number of the last event in it
     std::int64_t lastId = 0;                    // the id of the last message
     std::map<std::string, std::string> people;  // user: nick
-    Json::Value history = Json::arrayValue;     // the last messages, the oldest first
+    Json::Value history = Json::arrayValue;     // the last messages, oldest first
 };
 
 Json::Value parsed(const std::string &text) {
     Json::Value json = WSMessage(text).json();
-    if (!json.isObject()) throw std::runtime_error("what is in Redis is not ours: " + text);
+    if (!json.isObject()) throw std::runtime_error("unexpected data: " + text);
     return json;
 }
 
-// The answer to "sync". Its history is what the asker did not have.
+// From the answer to "sync". Its history has only the messages that this process lacks.
 Copy copyFrom(const redisReply &reply) {
     if (reply.type != REDIS_REPLY_ARRAY || reply.elements != 5)
-        throw std::runtime_error("an odd answer: " + textOf(reply));
+        throw std::runtime_error("unexpected answer: " + textOf(reply));
     Copy copy;
     copy.epoch = textOf(*reply.element[0]);
     copy.n = reply.element[1]->integer;
@@ -416,13 +420,13 @@ Copy copyFrom(const redisReply &reply) {
 // ----------------------------------------------------------------------------
 // 3. The server
 //
-//     away ── connect(), when it is time ──▶ joining ── synced() ──▶ joined
-//      ▲                                      │   ▲                   │  │
-//      └──────────────── lost() ──────────────┴───│───────────────────┘  │
-//                                                 └─── sync(): see there ┘
+//     away ── connect(), when due ──▶ joining ── synced() ──▶ joined
+//      ▲                               │   ▲                   │  │
+//      └───────────── lost() ──────────┴───│───────────────────┘  │
+//                                          └─── sync(): see there ┘
 //
-// While it is joining, events wait in early_ for the copy that they belong to. Pages stay, whatever
-// happens to the link.
+// While joining, events wait in early_ until the copy arrives. Pages stay connected, whatever the
+// state of this link.
 // ----------------------------------------------------------------------------
 
 struct ClusterConfig : WSBaseConfig {
@@ -436,22 +440,22 @@ struct ClusterConfig : WSBaseConfig {
 
     std::string redisHost = "127.0.0.1";
     int redisPort = 6379;
-    std::size_t maxWaitingBytes = 16 * 1024 * 1024;  // of messages that Redis has not taken
+    std::size_t maxWaitingBytes = 16 * 1024 * 1024;  // of unconfirmed messages
     bool wantsHelp = false;
 };
 
 struct ClusterUser : WSBaseUser {
-    ClusterUser() { maxIdle = 30; }  // to say hello
+    ClusterUser() { maxIdle = 30; }  // seconds to say hello
 
     enum class State { silent, joining, here };
     bool isHere() const { return state == State::here; }
 
     State state = State::silent;
-    std::string nick;  // the wish, until there is an answer
+    std::string nick;  // while joining, the one that the page asked for
     std::string session;
 };
 
-// A message that Redis has not confirmed; but its event may have come already.
+// A message that Redis has not confirmed, although its event may have arrived.
 struct Saying {
     std::uint64_t user;
     std::string key;
@@ -466,7 +470,7 @@ Json::Value about(const std::string &nick, const char *type) {
     return message;
 }
 
-// A line between the messages of a page.
+// A line that a page shows between its messages.
 Json::Value notice(const std::string &text) {
     Json::Value message;
     message["type"] = "error";
@@ -484,32 +488,32 @@ class ClusterServer : public WebSocketServer<ClusterUser, ClusterConfig> {
     enum class Link { away, joining, joined };
     using State = ClusterUser::State;
 
-    // /healthz is for a proxy: whoever cannot reach Redis shall not get newcomers.
+    // /healthz makes a proxy send newcomers elsewhere while this process has no Redis.
     void httpRequest(const WSRequest &request, WSResponse &response) override {
         if (request.path() != "/healthz") return answerWithPage(request, response, page_);
-        const bool isWell = link_ == Link::joined;
-        response.status = isWell ? 200 : 503;
-        response.body = isWell ? "joined\n" : "no Redis\n";
+        const bool isHealthy = link_ == Link::joined;
+        response.status = isHealthy ? 200 : 503;
+        response.body = isHealthy ? "joined\n" : "no Redis\n";
     }
 
     void preConnect(ClusterUser &user, int) override {
-        if (user.request().path() != "/chat") refuse(user, 404, "The chat connects to /chat\n");
-        else if (link_ != Link::joined) refuse(user, 503, "Redis is away, try again later\n");
+        if (user.request().path() != "/chat") refuse(user, 404, "The chat is at /chat\n");
+        else if (link_ != Link::joined) refuse(user, 503, "Redis is down, try again later\n");
     }
 
     void process(ClusterUser &user, WSMessage &msg) override {
         const Json::Value &message = msg.json();
-        if (!message.isObject()) return disconnect(user, 1007, "this chat speaks JSON objects");
+        if (!message.isObject()) return disconnect(user, 1007, "messages must be JSON objects");
         const std::string type = stringIn(message, "type");
         if (type == "hello") return hello(user, message);
         if (user.state == State::silent) return complain(user, message, "Say hello first.");
         if (type == "say") return say(user, message);
-        if (type == "nick") return wishNick(user, message);
+        if (type == "nick") return changeNick(user, message);
         if (type == "typing") return typing(user);
-        complain(user, message, "This chat does not know that type of message.");
+        complain(user, message, "Unknown type of message.");
     }
 
-    // Who goes while Redis is away is missing in the next sync().
+    // If Redis is away, it learns from the next sync() that the user has left.
     void preDisconnect(ClusterUser &user, int) override {
         if (user.state != State::silent && !isLeaving_) command({"leave", idOf(user)});
     }
@@ -526,19 +530,19 @@ class ClusterServer : public WebSocketServer<ClusterUser, ClusterConfig> {
         if (link_ == Link::away) {
             if (now >= nextTry_) connect();
         } else if (now > answerBy_) {
-            lost("it does not answer");
+            lost("no answer");
         } else if (link_ == Link::joined && now >= nextBeat_) {
             beat();
         }
     }
 
-    // --- what a page may say ---
+    // --- messages from a page ---
 
     void hello(ClusterUser &user, const Json::Value &message) {
         const std::string nick = tidyNick(stringIn(message, "nick"));
-        if (user.state != State::silent) return complain(user, message, "You are here already.");
+        if (user.state != State::silent) return complain(user, message, "You are already here.");
         if (nick.empty()) return complain(user, message, kUnfitNick);
-        if (link_ == Link::away) return disconnect(user, 1013, "Redis is away, try again later");
+        if (link_ == Link::away) return disconnect(user, 1013, "Redis is down, try again later");
         user.session = stringIn(message, "session");
         user.nick = nick;
         user.maxIdle = 0;
@@ -549,9 +553,9 @@ class ClusterServer : public WebSocketServer<ClusterUser, ClusterConfig> {
     void say(ClusterUser &user, const Json::Value &message) {
         const std::string text = trimmed(stringIn(message, "text", kTextCharacters));
         std::string key = stringIn(message, "key");
-        if (text.empty()) return complain(user, message, "There is no text in that.");
+        if (text.empty()) return complain(user, message, "The message has no text.");
         if (waitingBytes_ > config().maxWaitingBytes)
-            return complain(user, message, "Too much is waiting for Redis: this was not said.");
+            return complain(user, message, "Too much is waiting for Redis: message not sent.");
         if (key.empty()) key = process_ + '.' + std::to_string(++keys_);
         Json::Value said = about(user.nick, "message");
         said["from"] = idOf(user);
@@ -563,11 +567,11 @@ class ClusterServer : public WebSocketServer<ClusterUser, ClusterConfig> {
         sendWaiting();
     }
 
-    void wishNick(ClusterUser &user, const Json::Value &message) {
+    void changeNick(ClusterUser &user, const Json::Value &message) {
         const std::string nick = tidyNick(stringIn(message, "nick"));
         if (nick.empty()) return complain(user, message, kUnfitNick);
         if (link_ != Link::joined || !user.isHere())
-            return complain(user, message, "Names can not be changed while Redis is away.");
+            return complain(user, message, "Names cannot be changed while Redis is down.");
         rename(user, nick, 1);
     }
 
@@ -581,16 +585,16 @@ class ClusterServer : public WebSocketServer<ClusterUser, ClusterConfig> {
 
     // --- commands ---
 
-    // Somebody may have the nick before this process knows: then it goes on with the next number.
-    // `isAgain`: has been here, and Redis has forgotten it.
-    void join(ClusterUser &user, bool isAgain, int number = 1) {
+    // If another user has taken the nick before this process knows, the next number is tried.
+    // `rejoins`: the user was in the chat, but Redis has lost it.
+    void join(ClusterUser &user, bool rejoins, int number = 1) {
         user.state = State::joining;
         const std::string nick = freeNick(user.nick, number, {});
-        command({"join", idOf(user), user.session, nick, isAgain ? "1" : "0"},
-                [this, id = user.id(), isAgain, number](const redisReply &reply) {
+        command({"join", idOf(user), user.session, nick, rejoins ? "1" : "0"},
+                [this, id = user.id(), rejoins, number](const redisReply &reply) {
                     ClusterUser *found = findUser(id);
                     if (!found || found->state != State::joining) return;
-                    if (reply.integer == 0) join(*found, isAgain, number);
+                    if (reply.integer == 0) join(*found, rejoins, number);
                     if (reply.integer < 0) giveUpPlace(*found);
                 });
     }
@@ -613,8 +617,9 @@ class ClusterServer : public WebSocketServer<ClusterUser, ClusterConfig> {
         }
     }
 
-    // The first that waits is in Redis now, or was already with that id. A page that says it once
-    // more has found it in its history by then, unless it is older than that.
+    // Redis has the first waiting message: as a new one if `id` is 0, else it had it before under
+    // this id. A page that sends a message again finds it in the history; if it is too old for
+    // that, we confirm it here.
     void taken(std::int64_t id) {
         const Saying saying = std::move(waiting_.front());
         waiting_.pop_front();
@@ -628,14 +633,15 @@ class ClusterServer : public WebSocketServer<ClusterUser, ClusterConfig> {
         sendToUser(*user, message);
     }
 
-    // It stands at the beginning, behind what is heard and will be confirmed in a moment.
+    // The message is near the front: those before it are heard and about to be confirmed.
     void markHeard(const std::string &key) {
         const auto heard = std::find_if(waiting_.begin(), waiting_.end(),
                                         [&](const Saying &saying) { return saying.key == key; });
         if (heard != waiting_.end()) heard->isHeard = true;
     }
 
-    // What was heard, and not confirmed because the connection broke, need not be sent again.
+    // Messages that were heard need not be sent again if the connection broke before Redis
+    // confirmed them.
     void forgetHeard() {
         const auto first = waiting_.begin() + static_cast<std::ptrdiff_t>(underWay_);
         waiting_.erase(std::remove_if(first, waiting_.end(),
@@ -656,13 +662,13 @@ class ClusterServer : public WebSocketServer<ClusterUser, ClusterConfig> {
         });
     }
 
-    // --- events: they change the copy, and are what pages are told ---
+    // --- events: they update the copy and go to the pages ---
 
     void hear(const WSMessage &event) {
         const Json::Value &json = event.json();
         const std::int64_t n = json["n"].asInt64();
         if (json["type"] == "typing") return tellOthers(json["user"].asString(), event);
-        if (n <= copy_.n) return;  // it was in the copy already
+        if (n <= copy_.n) return;  // the copy has it already
         if (n > copy_.n + 1) throw std::runtime_error("an event is missing");
         copy_.n = n;
         apply(json["type"].asString(), json, event);
@@ -682,7 +688,7 @@ class ClusterServer : public WebSocketServer<ClusterUser, ClusterConfig> {
         if (type == "left") nicks_.erase(folded(nick));
         if (type == "renamed") nicks_.erase(folded(json["was"].asString()));
         if (type == "joined" || type == "renamed") nicks_.insert(folded(nick));
-        if (type != "left" && isOurs(id) && !user) command({"leave", id});  // it is gone already
+        if (type != "left" && isOurs(id) && !user) command({"leave", id});  // it has left meanwhile
         if (type == "moved") return moved(json["before"].asString(), user, nick);
         if (user && type == "joined") seat(*user, nick);
         if (user && type == "renamed") user->nick = nick;
@@ -690,7 +696,8 @@ class ClusterServer : public WebSocketServer<ClusterUser, ClusterConfig> {
         tellAll(event);
     }
 
-    // Somebody is back before the loss of the old connection was noticed, and may have a new wish.
+    // A page has reconnected before anyone noticed that its old connection is dead. It may ask for
+    // a new nick.
     void moved(const std::string &before, ClusterUser *user, const std::string &nick) {
         copy_.people.erase(before);
         if (ClusterUser *old = userOf(before)) giveUpPlace(*old);
@@ -708,7 +715,7 @@ class ClusterServer : public WebSocketServer<ClusterUser, ClusterConfig> {
 
     void giveUpPlace(ClusterUser &user) {
         user.state = State::silent;
-        disconnect(user, 1000, "its page has connected anew");
+        disconnect(user, 1000, "the page has reconnected");
     }
 
     void remember(const Json::Value &message) {
@@ -721,8 +728,8 @@ class ClusterServer : public WebSocketServer<ClusterUser, ClusterConfig> {
 
     // --- the link to Redis ---
 
-    // First the subscription, then the script, then the copy: so nothing happens in between that
-    // is in neither.
+    // First the subscription, then the script, then the copy: so every event is in the copy or
+    // follows it.
     void connect() {
         link_ = Link::joining;
         answerBy_ = Clock::now() + kPatience;
@@ -746,8 +753,8 @@ class ClusterServer : public WebSocketServer<ClusterUser, ClusterConfig> {
         });
     }
 
-    // Asks for what this copy lacks, and says which users are here. (On an open link it is for who
-    // learns that the copy is worth nothing, or that Redis has dropped these users.)
+    // Requests what this copy lacks, and reports the users of this process. (Also called while
+    // joined, if the epoch ends or Redis has dropped this process.)
     void sync() {
         link_ = Link::joining;
         answerBy_ = Clock::now() + kPatience;
@@ -769,7 +776,7 @@ class ClusterServer : public WebSocketServer<ClusterUser, ClusterConfig> {
         published_ = heard_ = copy_.n;
         nicks_.clear();
         for (const auto &[user, nick] : copy_.people) nicks_.insert(folded(nick));
-        if (isTold_) tellAll(notice("The chat has its memory back."));
+        if (isTold_) tellAll(notice("The chat is connected to Redis again."));
         if (isTold_) console(WSLevel::warning, "Redis is back");
         isTold_ = false;
         if (isSameChat) catchUp(before);
@@ -785,7 +792,7 @@ class ClusterServer : public WebSocketServer<ClusterUser, ClusterConfig> {
         const Json::Value missed = std::exchange(copy_.history, before.history);
         const std::int64_t number = copy_.lastId - before.lastId;
         if (number > static_cast<std::int64_t>(missed.size()))
-            tellAll(notice("More has been said meanwhile than is remembered."));
+            tellAll(notice("You have missed messages that are no longer in the history."));
         for (const Json::Value &message : missed) {
             remember(message);
             tellAll(message);
@@ -797,7 +804,7 @@ class ClusterServer : public WebSocketServer<ClusterUser, ClusterConfig> {
             if (then.count(nick) == 0) tellAll(about(nick, "joined"));
     }
 
-    // Of what was said last; the pages still show it.
+    // Counts the lost ones among the last messages; the pages still show them.
     std::string whatIsForgotten(const Copy &before) const {
         std::set<std::string> known;
         for (const Json::Value &message : copy_.history) known.insert(message["key"].asString());
@@ -805,31 +812,31 @@ class ClusterServer : public WebSocketServer<ClusterUser, ClusterConfig> {
                                         [&](const Json::Value &message) {
                                             return known.count(message["key"].asString()) == 0;
                                         });
-        return "It has forgotten " + std::to_string(lost) + " of the last " +
-               std::to_string(before.history.size()) + " messages: who comes now can not see them.";
+        return "Redis has lost " + std::to_string(lost) + " of the last " +
+               std::to_string(before.history.size()) + " messages: newcomers cannot see them.";
     }
 
-    // Who is missing in the copy comes anew; who is in another chat now has to be told all of it.
+    // Users missing from the copy join again. In a new epoch, all users get a new welcome.
     void placeUsers(bool isSameChat) {
         for (ClusterUser &user : users()) {
             if (user.state == State::silent) continue;
             const auto found = copy_.people.find(idOf(user));
             if (found == copy_.people.end()) join(user, user.isHere());
             else if (!isSameChat || !user.isHere()) seat(user, found->second);
-            else if (found->second != user.nick) renamedUnheard(user, found->second);
+            else if (found->second != user.nick) confirmRename(user, found->second);
         }
     }
 
-    // The answer was lost with the connection. (The others have been told that one left and one
-    // joined, which comes to the same.)
-    void renamedUnheard(ClusterUser &user, const std::string &nick) {
+    // Tells a user of a rename whose event was lost with the connection. (Other pages see the old
+    // nick leave and the new one join.)
+    void confirmRename(ClusterUser &user, const std::string &nick) {
         Json::Value renamed = about(nick, "renamed");
         renamed["was"] = std::exchange(user.nick, nick);
         sendToUser(user, renamed);
     }
 
-    // Both connections are given up, whichever it was, and tried again later: by each process at
-    // another time.
+    // Closes both connections, whichever failed, and schedules the next attempt: at a random time,
+    // or all processes would reconnect at once.
     void lost(const std::string &why) {
         link_ = Link::away;
         events_.close();
@@ -842,41 +849,41 @@ class ClusterServer : public WebSocketServer<ClusterUser, ClusterConfig> {
         std::uniform_real_distribution<double> spread(0.5, 1);
         nextTry_ = Clock::now() + milliseconds(static_cast<int>(rest * spread(random_)));
         if (std::exchange(isTold_, true)) return;
-        console(WSLevel::warning, "no Redis at " + config().redisHost + ':' +
-                                      std::to_string(config().redisPort) + ": " + why);
-        tellAll(
-            notice("The chat has lost its memory (Redis). What you say now is kept, and said "
-                   "when that is back."));
+        console(WSLevel::warning, "Redis at " + config().redisHost + ':' +
+                                      std::to_string(config().redisPort) + " failed: " + why);
+        tellAll(notice(
+            "The chat has lost its connection to Redis. Messages that you send now are kept, "
+            "and delivered when Redis is back."));
     }
 
-    // Says that this process is alive, and looks for others that are not; unless it was away
-    // itself: they may have been, too, and need some time to come back.
+    // Renews the lease of this process and retires processes whose lease has expired; but not soon
+    // after an outage, which may have hit the others, too: they need time to reconnect.
     void beat() {
-        nextBeat_ = kNever;  // not before this one is answered
+        nextBeat_ = kNever;  // until this one is answered
         answerBy_ = Clock::now() + kPatience;
         const bool maySweep = Clock::now() - joinedSince_ > kLease;
         command({"beat", std::to_string(kLease.count()), maySweep ? "1" : "0"},
                 [this](const redisReply &reply) {
                     if (reply.type != REDIS_REPLY_ARRAY || reply.elements != 2)
-                        throw std::runtime_error("an odd answer: " + textOf(reply));
-                    beaten(reply.element[0]->integer == 1, reply.element[1]->integer);
+                        throw std::runtime_error("unexpected answer: " + textOf(reply));
+                    beatAnswered(reply.element[0]->integer == 1, reply.element[1]->integer);
                 });
     }
 
-    // `published`: the number of the last event. If there was one a beat ago that has not come, and
-    // nothing has come since, then the subscription is dead, and nobody has told us.
-    void beaten(bool wasDropped, std::int64_t published) {
+    // `published` is the number of the last event in Redis. If we lacked events at the last beat
+    // and none has arrived since, the subscription is dead, although no error says so.
+    void beatAnswered(bool wasDropped, std::int64_t published) {
         if (link_ != Link::joined) return;  // a sync() is under way
         nextBeat_ = Clock::now() + kBeat;
         answerBy_ = kNever;
         if (wasDropped) return sync();
         if (published_ > copy_.n && heard_ == copy_.n)
-            throw std::runtime_error("no events come any more");
+            throw std::runtime_error("events have stopped");
         published_ = published;
         heard_ = copy_.n;
     }
 
-    // --- what pages are told ---
+    // --- messages to pages ---
 
     void tellAll(const WSMessage &message) {
         sendToIf([](const ClusterUser &user) { return user.isHere(); }, message);
@@ -904,7 +911,7 @@ class ClusterServer : public WebSocketServer<ClusterUser, ClusterConfig> {
         return message;
     }
 
-    // --- who is who ---
+    // --- ids and nicks ---
 
     std::string channel() const { return std::string(kPrefix) + "events"; }
     std::string idOf(const ClusterUser &user) const {
@@ -915,13 +922,14 @@ class ClusterServer : public WebSocketServer<ClusterUser, ClusterConfig> {
         return id.compare(0, process_.size() + 1, process_ + '-') == 0;
     }
 
-    // Null if it is not, or no more, a user of this process.
+    // Null unless `id` belongs to a present user of this process.
     ClusterUser *userOf(const std::string &id) const {
         if (!isOurs(id)) return nullptr;
         return findUser(std::strtoull(id.c_str() + process_.size() + 1, nullptr, 10));
     }
 
-    // As far as this process knows. `number` is where to go on if it is not.
+    // `wish`, with a number from `number` on, that is free as far as this process knows. If it is
+    // taken after all, the caller goes on at `number`.
     std::string freeNick(const std::string &wish, int &number, const std::string &own) const {
         std::string nick;
         do nick = numbered(wish, number++);
@@ -941,20 +949,20 @@ class ClusterServer : public WebSocketServer<ClusterUser, ClusterConfig> {
 
     Link link_ = Link::away;
     int failures_ = 0;
-    bool isTold_ = false;  // that Redis is away
+    bool isTold_ = false;  // pages know that Redis is away
     bool isLeaving_ = false;
     Clock::time_point nextTry_, nextBeat_, answerBy_, joinedSince_;
     std::minstd_rand random_{std::random_device{}()};
-    std::int64_t published_ = 0, heard_ = 0;  // events at the last beat
+    std::int64_t published_ = 0, heard_ = 0;  // numbers of events at the last beat
 
     Copy copy_;
     std::set<std::string> nicks_;   // of all people, folded
-    std::vector<WSMessage> early_;  // events that came before the copy
-    std::deque<Saying> waiting_;    // for Redis to confirm them
-    std::size_t underWay_ = 0;      // so many of these were sent to it
+    std::vector<WSMessage> early_;  // events that arrived before the copy
+    std::deque<Saying> waiting_;    // messages that Redis has not confirmed
+    std::size_t underWay_ = 0;      // how many of them have been sent
     std::size_t waitingBytes_ = 0;
 
-    std::string script_;  // its name for Redis; empty while commands cannot be sent
+    std::string script_;  // its SHA-1; empty while commands cannot be sent
     Redis events_{*this, [this](const std::string &why) { lost(why); }};
     Redis commands_{*this, [this](const std::string &why) { lost(why); }};
 };
@@ -967,17 +975,17 @@ constexpr const char *kUsage =
     "usage: cluster [--port N] [--address HOST] [--reuse-port] [--origin ORIGIN]...\n"
     "               [--redis HOST:PORT] [--keep BYTES] [--verbose]\n"
     "  --port N           listen on this port (12345); 0 picks a free one\n"
-    "  --address HOST     listen on this address (localhost); \"\" is all there are\n"
-    "  --reuse-port       share the port with other processes that say so, too\n"
-    "  --origin ORIGIN    let in only pages from here, such as https://example.com\n"
+    "  --address HOST     listen on this address (localhost); \"\" means all addresses\n"
+    "  --reuse-port       share the port with other processes that set this option\n"
+    "  --origin ORIGIN    accept only pages from this origin, such as https://example.com\n"
     "  --redis HOST:PORT  where Redis is (127.0.0.1:6379)\n"
-    "  --keep BYTES       keep so much of what is said while Redis is away (16777216)\n"
-    "  --verbose          print who comes and goes\n";
+    "  --keep BYTES       keep up to BYTES of messages while Redis is down (16777216)\n"
+    "  --verbose          log when users connect and disconnect\n";
 
 void setRedis(ClusterConfig &config, const std::string &place) {
     const std::size_t colon = place.rfind(':');
     if (colon == std::string::npos)
-        throw UsageError("--redis wants HOST:PORT, not '" + place + "'");
+        throw UsageError("--redis must be HOST:PORT, not '" + place + "'");
     config.redisHost = place.substr(0, colon);
     config.redisPort = portFrom(place.substr(colon + 1));
 }
@@ -987,7 +995,7 @@ std::size_t bytesFrom(const std::string &text) {
     const char *end = text.data() + text.size();
     const auto [rest, error] = std::from_chars(text.data(), end, bytes);
     if (error != std::errc() || rest != end)
-        throw UsageError("--keep wants a number, not '" + text + "'");
+        throw UsageError("--keep must be a number, not '" + text + "'");
     return bytes;
 }
 
@@ -996,7 +1004,7 @@ ClusterConfig configFrom(int argc, char **argv) {
     for (int i = 1; i < argc; ++i) {
         const std::string option = argv[i];
         const auto value = [&]() -> std::string {
-            if (++i >= argc) throw UsageError(option + " wants a value");
+            if (++i >= argc) throw UsageError(option + " needs a value");
             return argv[i];
         };
         // clang-format off
@@ -1008,7 +1016,7 @@ ClusterConfig configFrom(int argc, char **argv) {
         else if (option == "--keep") config.maxWaitingBytes = bytesFrom(value());
         else if (option == "--verbose") config.debug = true;
         else if (option == "--help") config.wantsHelp = true;
-        else throw UsageError("there is no option '" + option + "'");
+        else throw UsageError("unknown option '" + option + "'");
         // clang-format on
     }
     return config;
@@ -1025,7 +1033,7 @@ int main(int argc, char **argv) {
         }
         ClusterServer server(config, readPage(argv[0]));
         server.stopOn({SIGINT, SIGTERM});
-        std::signal(SIGPIPE, SIG_IGN);  // hiredis writes to a Redis that may have gone
+        std::signal(SIGPIPE, SIG_IGN);  // hiredis may write to a closed socket
         server.listen();
         std::cout << "open " << urlOf(config.address, server.port()) << std::endl;
         server.run();

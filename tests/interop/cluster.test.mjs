@@ -408,13 +408,13 @@ test('Redis is killed and comes back with its data: nothing is lost, all users a
   for (const page of pages) page.say(`${page.session} 0`);
   await until(() => pages.some((page) => page.outbox.length === 0));
   redis.kill();
-  await until(() => pages.every((page) => page.wasTold(/lost its memory/)));
+  await until(() => pages.every((page) => page.wasTold(/lost its connection/)));
   for (const page of pages) page.say(`${page.session} 1`);
   await Promise.all(processes.map((one) => healthIs(503, one)));
   const acknowledged = pages.flatMap((page) => page.messages.filter(({ from }) => from === page.ids[0]));
   await startRedis();
   await until(() => allSaid(pages) && allAt(pages, start + 2 * CROWD));
-  assert.ok(pages.every((page) => page.wasTold(/memory back/)));
+  assert.ok(pages.every((page) => page.wasTold(/connected to Redis again/)));
   assert.ok(pages.every((page) => page.welcomes === 1), 'a page had to reconnect');
   assertHeard(pages, new Set(pages.flatMap(({ session }) => [`${session} 0`, `${session} 1`])));
   const kept = (await cli('lrange', '{chat}:history', '0', '-1')).split('\n').map((one) => JSON.parse(one));
@@ -440,7 +440,7 @@ test('messages wait for Redis up to a limit; beyond it, the sender is told', lim
     await healthIs(200, small);
     const pages = await crowd(2, 'w', small);
     redis.kill();
-    await until(() => pages.every((page) => page.wasTold(/lost its memory/)));
+    await until(() => pages.every((page) => page.wasTold(/lost its connection/)));
     for (let i = 0; i < 15; ++i) pages[0].say(`waits ${i}`);
     await until(() => pages[0].wasTold(/^say: Too much/));
     await startRedis();
@@ -462,13 +462,13 @@ test('Redis comes back empty: all users are told, and the chat goes on', limit, 
   for (let i = 0; i < 3; ++i) pages[i].say(`forgotten ${i}`);
   await until(() => pages.every((page) => page.hasHeard('forgotten 2')) && allSaid(pages));
   redis.kill();
-  await until(() => pages.every((page) => page.wasTold(/lost its memory/)));
+  await until(() => pages.every((page) => page.wasTold(/lost its connection/)));
   rmSync(path.join(folder, 'appendonlydir'), { recursive: true, force: true });
   pages[7].say('is anybody here?');
   await startRedis();
   await until(() => pages.every((page) => page.hasHeard('is anybody here?') && page.welcomes === 2));
   await until(() => pages.every((page) => page.people.size === pages.length));
-  assert.ok(pages.every((page) => page.wasTold(/forgotten \d+ of the last \d+ messages/)));
+  assert.ok(pages.every((page) => page.wasTold(/lost \d+ of the last \d+ messages/)));
   assert.ok(pages.every((page) => page.lastId === 1));
   assert.deepEqual(sorted(pages[0].people), sorted(pages.map((page) => page.nick)));
   await allWell();
@@ -487,7 +487,7 @@ test('Redis comes back with less than it had: no page misses what is new', limit
   pages[1].say('after 1');
   await until(() => pages.every((page) => page.hasHeard('after 1')));
   assert.ok(pages.every((page) => page.epoch !== epoch && page.epoch === pages[0].epoch));
-  assert.ok(pages.every((page) => page.wasTold(/forgotten 1 of the last/)));
+  assert.ok(pages.every((page) => page.wasTold(/lost 1 of the last/)));
 });
 
 test('a subscription that breaks while users talk costs no message', limit, async () => {
@@ -527,10 +527,10 @@ test('a Redis that hangs is treated as one that is down', limit, async () => {
   redis.process.kill('SIGSTOP');
   try {
     pages[0].say('hung 0');
-    await until(() => pages.every((page) => page.wasTold(/lost its memory/)));
+    await until(() => pages.every((page) => page.wasTold(/lost its connection/)));
   } finally {
     redis.process.kill('SIGCONT');
   }
-  await until(() => pages.every((page) => page.hasHeard('hung 0') && page.wasTold(/memory back/)));
+  await until(() => pages.every((page) => page.hasHeard('hung 0') && page.wasTold(/connected to Redis again/)));
   await allWell();
 });
