@@ -1,36 +1,36 @@
 // SPDX-License-Identifier: MIT
 // Extendible WebSocket Server
 
-// Who may connect: a signed token that expires, asked for in preConnect(). Start it and open
-// what it prints:
+// Access control: preConnect() demands a signed token that expires. Start it and open the URL it
+// prints:
 //
 //     AUTH_KEY=$(openssl rand -hex 32) AUTH_PASSWORD=sesame examples/auth
 //
-// Why is it not enough to look at the origin? The browser writes that header, so it tells which
-// page asks: it keeps the pages of others from connecting with the cookies of your users. It
-// tells nothing about who asks, and who is no browser writes into it whatever you like to read.
-// And why is the token not enough? Because a cookie comes along whichever page connects. (Of
-// other sites SameSite=Strict keeps it back; of a neighbour, other.example.com, it does not.)
-// So both are checked: the origin by the server, from uniqueOrigin, and the token by us.
+// Why not check the origin alone? Browsers set that header, and it names the page that connects:
+// checking it stops other sites' pages from connecting with your users' cookies. But it says
+// nothing about the user, and any other program can send any origin. And why not the token
+// alone? Because the browser sends the cookie, whichever page connects. (SameSite=Strict
+// withholds it from other sites, but not from a neighbour such as other.example.com.) So both
+// are checked: the origin by the server, against uniqueOrigin, and the token by us.
 //
-// A token is two words of base64url with a dot between:
+// A token is two words of base64url, separated by a dot:
 //
 //     {"user":"ann","expires":1767225600} . HMAC-SHA256(key, the first word)
 //
-// Nothing in it says how it was signed, so nobody can ask for a weaker way. Nobody but us
-// knows the key, so nobody but us can make one; to check it takes no database. But it cannot be
-// taken back: therefore it is good for minutes, and who is banned is asked about each time.
+// It does not name the algorithm, so no client can ask for a weaker one. Only we know the key, so
+// only we can make a token; checking it takes no database. But a token cannot be revoked, so it
+// is valid for minutes only, and each connection also checks whether the user is banned.
 //
-// It comes in one of two ways. A page that has logged in has it as a cookie that no script can
-// read. Programs, and pages from elsewhere, offer it as a subprotocol beside the real one, for
-// the browser's WebSocket lets them set no other header:
+// It arrives in one of two ways. A page that has logged in has it in a cookie that no script can
+// read. Programs, and pages of other sites, offer it as a subprotocol beside the real one, because
+// the browser's WebSocket can set no other header:
 //
-//     new WebSocket(url, ['auth.v1', 'token.' + token])      // the answer is "auth.v1" alone
+//     new WebSocket(url, ['auth.v1', 'token.' + token])      // the answer is "auth.v1" only
 //
-// (Not in the URL: those are written into logs, histories and referrers.)
+// (Not in the URL: URLs end up in logs, histories and referrers.)
 //
-// No token, or none that is good: 401. A good one whose owner may not: 403. When it expires,
-// its connection does: 4401.
+// Without a valid token, a connection is refused with 401; with the token of a banned user, with
+// 403. When the token expires, the connection is closed with 4401.
 
 #include "../server.h"
 
@@ -54,8 +54,8 @@ namespace {
 
 constexpr std::string_view kProtocol = "auth.v1";
 constexpr std::string_view kTokenPrefix = "token.";
-constexpr const char *kCookie = "__Host-token";  // so named, no neighbour's page can set it
-constexpr int kTokenExpired = 4401;  // from 4000 on close codes are the application's own
+constexpr const char *kCookie = "__Host-token";  // with this prefix, no neighbour can set it
+constexpr int kTokenExpired = 4401;              // close codes from 4000 on are for applications
 
 struct AuthConfig : WSBaseConfig {
     AuthConfig() {
@@ -70,13 +70,13 @@ struct AuthConfig : WSBaseConfig {
     int tokenSeconds = 300;
 };
 
-// Who somebody is, your program knows from its database. Here three people have the same
-// password, and one of them is banned: he can log in, and may not connect.
+// Your program would look users up in a database. Here three of them share a password, and one
+// is banned: mallory can log in, but not connect.
 bool isKnown(std::string_view name) { return name == "ann" || name == "bob" || name == "mallory"; }
 bool isBanned(std::string_view name) { return name == "mallory"; }
 
 // ----------------------------------------------------------------------------
-// Tokens. What a peer has sent is read only after its signature was found right.
+// Tokens. We parse what a peer has sent only after we have verified its signature.
 // ----------------------------------------------------------------------------
 
 struct Token {
@@ -101,7 +101,7 @@ std::string base64(std::string_view bytes) {
     return text;
 }
 
-// Empty if it is not base64 (RFC 4648 4).
+// Empty if `text` is not base64 (RFC 4648 4).
 std::string decodeBase64(std::string_view text) {
     if (text.size() % 4 != 0) return {};
     const std::size_t padding = text.size() - (text.find_last_not_of('=') + 1);
@@ -113,7 +113,7 @@ std::string decodeBase64(std::string_view text) {
     return bytes;
 }
 
-// The same in letters that need no escaping in cookies and subprotocols (RFC 4648 5).
+// The same in characters that need no escaping in cookies and subprotocols (RFC 4648 5).
 std::string base64Url(std::string_view bytes) {
     std::string text = base64(bytes);
     text.erase(text.find_last_not_of('=') + 1);
@@ -138,13 +138,13 @@ std::string hmac(std::string_view key, std::string_view text) {
     return {digest.begin(), digest.begin() + size};
 }
 
-// It takes as long for a wrong first letter as for a wrong last one. Were it not so, the time
-// that an answer takes would tell how much of a guess is right (CWE-208).
+// Takes the same time wherever the two differ. Otherwise the response time would reveal how much
+// of a guess is right (CWE-208).
 bool areEqual(std::string_view a, std::string_view b) {
     return a.size() == b.size() && ::CRYPTO_memcmp(a.data(), b.data(), a.size()) == 0;
 }
 
-// Passwords differ in length, too; their HMACs do not.
+// Compares HMACs, which, unlike passwords, have the same length.
 bool isSamePassword(std::string_view key, std::string_view a, std::string_view b) {
     return areEqual(hmac(key, a), hmac(key, b));
 }
@@ -157,8 +157,8 @@ std::string sign(std::string_view key, const Token &token) {
     return word + '.' + base64Url(hmac(key, word));
 }
 
-// Nothing if it is none of ours, or not good any more. The signature is compared as it is
-// written, not as bytes: base64 has more than one spelling for these.
+// Empty if the token is not ours or has expired. The signatures are compared as text: several
+// texts decode to the same bytes.
 std::optional<Token> verify(std::string_view key, std::string_view text) {
     const std::size_t dot = std::min(text.find('.'), text.size());
     const std::string_view word = text.substr(0, dot);
@@ -175,7 +175,7 @@ std::optional<Token> verify(std::string_view key, std::string_view text) {
 // ----------------------------------------------------------------------------
 
 struct AuthUser : WSBaseUser {
-    AuthUser() { maxIdle = 0; }  // the token's end is an end, too
+    AuthUser() { maxIdle = 0; }  // the token expires anyway
     Token token;
 };
 
@@ -185,7 +185,7 @@ class AuthServer : public WebSocketServer<AuthUser, AuthConfig> {
         : WebSocketServer(std::move(config)), page_(std::move(page)) {}
 
   private:
-    // 200 and the token of who may connect, else the status that says why not.
+    // 200 and the token if the user may connect, else the status and text that say why not.
     struct Verdict {
         int status = 200;
         std::string text;
@@ -195,7 +195,7 @@ class AuthServer : public WebSocketServer<AuthUser, AuthConfig> {
     Verdict judge(const WSRequest &request) {
         const std::optional<Token> token = verify(config().key, tokenIn(request));
         if (!token) return {401, "Log in first.\n", {}};
-        if (isBanned(token->user)) return {403, token->user + " may not come in.\n", {}};
+        if (isBanned(token->user)) return {403, token->user + " is banned.\n", {}};
         return {200, {}, *token};
     }
 
@@ -215,21 +215,21 @@ class AuthServer : public WebSocketServer<AuthUser, AuthConfig> {
     void postConnect(AuthUser &user, int) override { sendToUser(user, describe(user.token)); }
 
     void process(AuthUser &user, WSMessage &msg) override {
-        if (msg.isBinary()) return disconnect(user, 1003, "text, please");
+        if (msg.isBinary()) return disconnect(user, 1003, "text messages only");
         Json::Value said;
         said["from"] = user.token.user;  // as signed, whatever the message claims
         said["text"] = msg.payload();
         sendToAll(said);
     }
 
-    // Half a second late at most. A page that wants to stay logs in anew before.
+    // At most half a second late. A page that wants to stay logs in again before that.
     void tick() override {
         const std::int64_t now = secondsSince1970();
         for (AuthUser &user : users())
             if (user.token.expires <= now) disconnect(user, kTokenExpired, "the token has expired");
     }
 
-    // --- what the page asks for ---
+    // --- HTTP requests of the page ---
 
     void httpRequest(const WSRequest &request, WSResponse &response) override {
         response.headers = {{"Content-Type", "text/plain; charset=utf-8"},
@@ -237,9 +237,9 @@ class AuthServer : public WebSocketServer<AuthUser, AuthConfig> {
                             {"X-Content-Type-Options", "nosniff"}};
         if (request.path() == "/") return servePage(response);
         if (request.path() == "/login") return login(request, response);
-        if (request.path() == "/me") return tellWho(request, response);
+        if (request.path() == "/me") return serveMe(request, response);
         response.status = 404;
-        response.body = "There is nothing here. The page is at /\n";
+        response.body = "Not found. The page is at /\n";
     }
 
     void servePage(WSResponse &response) const {
@@ -253,8 +253,8 @@ class AuthServer : public WebSocketServer<AuthUser, AuthConfig> {
         response.body = page_;
     }
 
-    // For the policy, the only script and the only style that a browser shall heed: what stands
-    // in this element. Should a text ever slip into the page as HTML, it could do nothing.
+    // The hash of this element's content. The browser runs only the script and the style with these
+    // hashes: if a user's text ever got into the page as HTML, it could do nothing.
     std::string hashOf(const std::string &element) const {
         const std::size_t begin = page_.find('<' + element + '>') + element.size() + 2;
         const std::string text = page_.substr(begin, page_.find("</" + element) - begin);
@@ -266,10 +266,10 @@ class AuthServer : public WebSocketServer<AuthUser, AuthConfig> {
         return "'sha256-" + base64(std::string(digest.begin(), digest.begin() + size)) + '\'';
     }
 
-    // Name and password come as Basic (RFC 7617): in a header, for a GET has no body and a URL
-    // is written into logs. Pages of others cannot send that header. The 401 has no
-    // WWW-Authenticate, though RFC 9110 15.5.2 wants one: the browser would ask for a password by
-    // itself, and then send that along everywhere. How often one may try is for the proxy to limit.
+    // Name and password come as Basic credentials (RFC 7617): in a header, because a GET has no
+    // body and URLs end up in logs. Pages of other sites cannot send that header. We omit
+    // WWW-Authenticate, which RFC 9110 15.5.2 requires in a 401, because the browser would show its
+    // own dialog and then send the password with every request. Let the proxy limit attempts.
     void login(const WSRequest &request, WSResponse &response) {
         constexpr std::string_view kBasic = "Basic ";
         std::string given = request.header("Authorization");
@@ -279,16 +279,16 @@ class AuthServer : public WebSocketServer<AuthUser, AuthConfig> {
         const std::string name = given.substr(0, colon);
         const std::string_view password =
             std::string_view(given).substr(std::min(colon + 1, given.size()));
-        // Both are looked at, always: nobody shall learn from the time which names there are.
+        // Always checks both, so that the response time does not reveal which names exist.
         const bool isRight = isSamePassword(config().key, password, config().password);
         if (!isKnown(name) || !isRight) {
             response.status = 401;
-            response.body = "That is not the name and the password of anybody.\n";
+            response.body = "Wrong name or password.\n";
             return;
         }
         const Token token{name, secondsSince1970() + config().tokenSeconds};
-        // HttpOnly: no script can read it. Secure: it goes over TLS only (browsers make an
-        // exception of localhost). SameSite=Strict: no link or page of another site sends it.
+        // HttpOnly: no script can read it. Secure: it is sent over TLS only (or to localhost).
+        // SameSite=Strict: it is not sent with requests from other sites' pages.
         response.headers.emplace_back("Set-Cookie",
                                       std::string(kCookie) + '=' + sign(config().key, token) +
                                           "; Max-Age=" + std::to_string(config().tokenSeconds) +
@@ -297,8 +297,8 @@ class AuthServer : public WebSocketServer<AuthUser, AuthConfig> {
         response.body = "Welcome, " + name + ".\n";
     }
 
-    // A page does not learn why its WebSocket was refused; here it does.
-    void tellWho(const WSRequest &request, WSResponse &response) {
+    // A page cannot see why its WebSocket was refused; here it can ask.
+    void serveMe(const WSRequest &request, WSResponse &response) {
         const Verdict verdict = judge(request);
         response.status = verdict.status;
         response.body =
@@ -322,11 +322,11 @@ class AuthServer : public WebSocketServer<AuthUser, AuthConfig> {
 constexpr const char *kUsage =
     "usage: auth [--port N] [--origin ORIGIN]... [--seconds N]\n"
     "  --port N         listen on this port of localhost (12345)\n"
-    "  --origin ORIGIN  let in only pages from here (http://localhost:PORT)\n"
-    "  --seconds N      how long a token is good (300)\n"
-    "From the environment:\n"
-    "  AUTH_KEY         what tokens are signed with, 32 characters or more, known to nobody\n"
-    "  AUTH_PASSWORD    of the users ann, bob and mallory, who is banned\n";
+    "  --origin ORIGIN  accept only pages from this origin (http://localhost:PORT)\n"
+    "  --seconds N      lifetime of a token (300)\n"
+    "Environment:\n"
+    "  AUTH_KEY         secret key that signs the tokens, at least 32 characters\n"
+    "  AUTH_PASSWORD    password of ann, bob and mallory (mallory is banned)\n";
 
 struct UsageError : std::runtime_error {
     using std::runtime_error::runtime_error;
@@ -337,17 +337,17 @@ int numberFrom(const std::string &option, const std::string &text) {
     const char *end = text.data() + text.size();
     const auto [rest, error] = std::from_chars(text.data(), end, number);
     if (error != std::errc() || rest != end || number < 1 || number > 65535)
-        throw UsageError(option + " wants a number from 1 to 65535, not '" + text + "'");
+        throw UsageError(option + " must be a number from 1 to 65535, not '" + text + "'");
     return number;
 }
 
-// Secrets come from the environment, or what fills that from a file (systemd's
-// EnvironmentFile): the source is for everybody to read, and arguments are for all on the machine.
+// Secrets come from the environment, which systemd's EnvironmentFile can set: anyone can read the
+// source, and every user of the machine can read the arguments.
 std::string secretFrom(const char *name, std::size_t least) {
     const char *value = std::getenv(name);
     if (!value || std::string_view(value).size() < least)
-        throw UsageError(std::string("set ") + name + ", to at least " + std::to_string(least) +
-                         " characters");
+        throw UsageError(std::string("set ") + name + " (length: at least " +
+                         std::to_string(least) + ')');
     return value;
 }
 
@@ -355,13 +355,13 @@ AuthConfig configFrom(int argc, char **argv) {
     AuthConfig config;
     for (int i = 1; i < argc; i += 2) {
         const std::string option = argv[i];
-        if (i + 1 >= argc) throw UsageError(option + " wants a value");
+        if (i + 1 >= argc) throw UsageError(option + " needs a value");
         const std::string value = argv[i + 1];
         // clang-format off
         if (option == "--port") config.port = numberFrom(option, value);
         else if (option == "--origin") config.uniqueOrigin.push_back(value);
         else if (option == "--seconds") config.tokenSeconds = numberFrom(option, value);
-        else throw UsageError("there is no option '" + option + "'");
+        else throw UsageError("unknown option '" + option + "'");
         // clang-format on
     }
     config.key = secretFrom("AUTH_KEY", 32);
@@ -371,12 +371,12 @@ AuthConfig configFrom(int argc, char **argv) {
     return config;
 }
 
-// auth.html lies beside the program, so call that by its path.
+// auth.html is in the program's folder, which we take from argv[0]: start it by its path.
 std::string readPage(const char *program) {
     const auto path = std::filesystem::path(program).replace_filename("auth.html");
     std::ifstream file(path, std::ios::binary);
     std::string page(std::istreambuf_iterator<char>(file), {});
-    if (page.empty()) throw std::runtime_error("there is no page to serve at " + path.string());
+    if (page.empty()) throw std::runtime_error("cannot read " + path.string());
     return page;
 }
 

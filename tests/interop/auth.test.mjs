@@ -248,7 +248,7 @@ test('two users log in with the page, talk, and stay logged in', limit, async (t
   const ann = await openPage(t, auth);
   const bob = await openPage(t, auth);
   await logIn(ann, 'ann', 'wrong');
-  await says(ann, 'not the name and the password');
+  await says(ann, 'Wrong name or password');
   await logIn(ann, 'ann');
   await says(ann, 'You are ann');
   await logIn(bob, 'bob');
@@ -264,7 +264,7 @@ test('two users log in with the page, talk, and stay logged in', limit, async (t
 test('the page tells a banned user so', limit, async (t) => {
   const page = await openPage(t, auth);
   await logIn(page, 'mallory');
-  await says(page, 'mallory may not come in.');
+  await says(page, 'mallory is banned.');
 });
 
 test('the page tells when the token has expired, and the user logs in again', limit, async (t) => {
