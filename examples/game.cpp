@@ -1,26 +1,27 @@
 // SPDX-License-Identifier: MIT
 // Extendible WebSocket Server
 
-// A canvas that all who open the page share: everybody sees the others' pointers move, 30
-// times a second. Start it and open what it prints: examples/game [PORT [ADDRESS]]
+// A shared canvas: everyone who opens the page sees all pointers move, 30 times a second. Start
+// it with examples/game [PORT [ADDRESS]] and open the URL it prints.
 //
-// Messages are binary. The first byte says what a message is; numbers are in network byte
-// order, f32 is an IEEE 754 float. (So JavaScript's DataView has them.)
+// Messages are binary. The first byte is the type; numbers are in network byte order, f32 is an
+// IEEE 754 float, as JavaScript's DataView reads them.
 //
-//     from the page  1 join     u8 version of all this: 1
-//                    2 move     f32 x, f32 y (0 to 1, from the left and the top), u8 1: draws
-//                    3 ping     8 bytes: the page's clock, or whatever it likes
-//     to the page    4 welcome  u32 which player you are, u16 ticks per second
-//                    5 frame    u32 tick, u16 count, for each player u32 player, f32 x, f32 y, u8
+//     from the page  1 join     u8 protocol version: 1
+//                    2 move     f32 x, f32 y (0 to 1, from the left and the top), u8 draws (0, 1)
+//                    3 ping     any 8 bytes, such as a time stamp
+//     to the page    4 welcome  u32 your player number, u16 ticks per second
+//                    5 frame    u32 tick, u16 count; per player: u32 number, f32 x, f32 y, u8 draws
 //                    6 pong     the 8 bytes of the ping
 //
-// Closed is who sends a text (1003), a message of another type or size, or a number out of its
-// range (1007), moves before the join or joins twice (1008), or sends too much (1008, 1009).
+// A connection is closed if it sends text (1003), an unknown type, a wrong size or a number out
+// of range (1007), if it moves before it joins or joins twice (1008), or if it sends too much
+// (1008, 1009).
 //
-// A frame tells all there is, the first one as well as the thousandth. So who comes late needs
-// nothing else, who has left is simply not in it, and who is slow may miss any number of them:
-// a frame goes only to those for whom nothing waits. The others get the latest one as
-// soon as they have taken what they were sent, and never a queue of old ones.
+// Each frame holds the whole state. So a newcomer needs nothing else, a player who has left is
+// simply missing, and a slow player may skip any number of frames: a frame goes only to players
+// whose queue is empty. The others get the latest frame as soon as their queue has drained, never
+// a backlog of old ones.
 
 #include "../server.h"
 
@@ -48,18 +49,18 @@ struct GameConfig : WSBaseConfig {
         maxUsers = 200;
         tickSeconds = 1.0 / kTicksPerSecond;
         maxMessageBytes = 64;
-        // The page moves once a tick. After a gap in the network it all comes at once.
+        // The page sends one move per tick. After a stall in the network they arrive at once.
         maxMessagesPerSecond = 10 * kTicksPerSecond;
         maxQueuedBytes = 64 * 1024;
-        lowMarkBytes = 0;  // drained() comes whenever all is taken, be it a single frame
+        lowMarkBytes = 0;  // makes drained() come even after a single frame
     }
 };
 
 struct Player : WSBaseUser {
-    Player() { maxIdle = 10; }  // to join
+    Player() { maxIdle = 10; }  // seconds to join
 
     bool isIn = false;
-    bool isBehind = false;  // has missed a frame
+    bool isBehind = false;  // has skipped a frame
     float x = 0.5F, y = 0.5F;
     bool draws = false;
 };
@@ -80,7 +81,7 @@ void append(std::string &bytes, float number) {
     append(bytes, bits);
 }
 
-// Takes a number of `size` bytes off the front; they have to be there.
+// Removes a number of `size` bytes from the front. The caller has checked that they are there.
 std::uint32_t take(std::string_view &bytes, std::size_t size) {
     std::uint32_t number = 0;
     for (const char byte : bytes.substr(0, size))
@@ -96,7 +97,7 @@ float takeFloat(std::string_view &bytes) {
     return number;
 }
 
-// NaN is not: it compares to nothing.
+// False for NaN, which fails every comparison.
 bool isOnCanvas(float x) { return x >= 0 && x <= 1; }
 
 // ----------------------------------------------------------------------------
@@ -112,7 +113,7 @@ class GameServer : public WebSocketServer<Player, GameConfig> {
     void httpRequest(const WSRequest &request, WSResponse &response) override {
         const bool found = request.path() == "/";
         response.status = found ? 200 : 404;
-        response.body = found ? page_ : "There is nothing here. The game is at /\n";
+        response.body = found ? page_ : "Not found. The game is at /\n";
         response.headers = {{"Content-Type", found ? "text/html; charset=utf-8" : "text/plain"},
                             {"Cache-Control", "no-store"},
                             {"X-Content-Type-Options", "nosniff"},
@@ -126,32 +127,32 @@ class GameServer : public WebSocketServer<Player, GameConfig> {
         if (player.request().path() != "/game") refuse(player, 404, "The game is at /game\n");
     }
 
-    // What the kernel has taken can not be skipped any more, and it would take seconds of
-    // frames for a player who reads none. So it gets room for a few only.
+    // Frames in the kernel's buffer can no longer be skipped, and by default it holds seconds of
+    // them for a player who does not read. So we limit it to a few.
     void postConnect(Player &, int socket) override {
         const int bytes = 16 * 1024;
         ::setsockopt(socket, SOL_SOCKET, SO_SNDBUF, &bytes, sizeof bytes);
     }
 
     void process(Player &player, WSMessage &msg) override {
-        if (!msg.isBinary()) return disconnect(player, 1003, "this game is binary");
+        if (!msg.isBinary()) return disconnect(player, 1003, "binary messages only");
         std::string_view bytes = msg.payload();
         const std::uint32_t type = bytes.empty() ? 0 : take(bytes, 1);
         if (type == kJoin && bytes.size() == 1) return join(player, take(bytes, 1));
         if (type == kMove && bytes.size() == 9) return move(player, bytes);
         if (type == kPing && bytes.size() == 8) return pong(player, bytes);
-        disconnect(player, 1007, "no such type and size of a message");
+        disconnect(player, 1007, "unknown type or wrong size of a message");
     }
 
     void preDisconnect(Player &player, int) override { isChanged_ |= player.isIn; }
 
-    // --- what a page may say ---
+    // --- messages from a page ---
 
     void join(Player &player, std::uint32_t version) {
-        if (player.isIn) return disconnect(player, 1008, "you are in already");
-        if (version != kVersion) return disconnect(player, 1007, "this is version 1");
+        if (player.isIn) return disconnect(player, 1008, "already joined");
+        if (version != kVersion) return disconnect(player, 1007, "the protocol version must be 1");
         player.isIn = isChanged_ = true;
-        player.maxIdle = 0;  // from now on one may watch for ever
+        player.maxIdle = 0;  // a player may watch forever
         std::string welcome(1, kWelcome);
         append(welcome, nameOf(player));
         append(welcome, static_cast<std::uint16_t>(kTicksPerSecond));
@@ -163,7 +164,7 @@ class GameServer : public WebSocketServer<Player, GameConfig> {
         const std::uint32_t draws = take(bytes, 1);
         if (!player.isIn) return disconnect(player, 1008, "join first");
         if (!isOnCanvas(x) || !isOnCanvas(y) || draws > 1)
-            return disconnect(player, 1007, "a move is to 0 to 1, and draws by 0 or 1");
+            return disconnect(player, 1007, "x and y must be from 0 to 1, draws 0 or 1");
         isChanged_ |= player.x != x || player.y != y || player.draws != (draws == 1);
         player.x = x;
         player.y = y;
@@ -174,9 +175,9 @@ class GameServer : public WebSocketServer<Player, GameConfig> {
         sendToUser(player, WSMessage::binary(std::string(1, kPong).append(clock)));
     }
 
-    // --- what pages are told ---
+    // --- messages to pages ---
 
-    // Every tickSeconds: one frame for all, encoded once. If nobody has moved, nothing is sent.
+    // Every tickSeconds: one frame for all, encoded once. Nothing is sent if nothing has changed.
     void tick() override {
         ++tick_;
         if (!std::exchange(isChanged_, false)) return;
@@ -185,13 +186,13 @@ class GameServer : public WebSocketServer<Player, GameConfig> {
             if (player.isIn) sendFrame(player);
     }
 
-    // Who still has something to take is not sent more of it ...
+    // A player whose queue is not empty skips this frame ...
     void sendFrame(Player &player) {
         player.isBehind = player.backlog() > 0;
         if (!player.isBehind) sendToUser(player, frame_);
     }
 
-    // ... but, as soon as all is taken, the latest frame.
+    // ... and gets the latest one as soon as the queue has drained.
     void drained(Player &player) override {
         if (player.isBehind) sendFrame(player);
     }
@@ -213,7 +214,8 @@ class GameServer : public WebSocketServer<Player, GameConfig> {
         return WSMessage::binary(frame + players);
     }
 
-    // Ids are never used again. Four billion players later these are, by who is gone for long.
+    // Ids are never reused. Their low 32 bits repeat after four billion players, long after the
+    // first owner has left.
     static std::uint32_t nameOf(const Player &player) {
         return static_cast<std::uint32_t>(player.id());
     }
@@ -224,15 +226,15 @@ class GameServer : public WebSocketServer<Player, GameConfig> {
     WSMessage frame_;         // the latest one
 };
 
-// game.html lies beside the program. Linux tells where that is; elsewhere it is looked for
-// where the program was called, so call it by its path.
+// game.html is in the program's folder. Linux tells us which one that is; elsewhere we take it
+// from argv[0], so start the program by its path.
 std::string readPage(const char *program) {
     std::error_code error;
     std::filesystem::path path = std::filesystem::canonical("/proc/self/exe", error);
     path = (error ? std::filesystem::path(program) : path).replace_filename("game.html");
     std::ifstream file(path, std::ios::binary);
     std::string page(std::istreambuf_iterator<char>(file), {});
-    if (page.empty()) throw std::runtime_error("there is no page to serve at " + path.string());
+    if (page.empty()) throw std::runtime_error("cannot read " + path.string());
     return page;
 }
 

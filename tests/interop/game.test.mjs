@@ -226,7 +226,7 @@ const drawn = (page, x, y, timeout) => page.waitForFunction(([x, y]) => {
 test("two pages see each other's pointers within a second", limit, async (t) => {
   const own = await startGame(t);
   const ann = await openPage(t, own), bob = await openPage(t, own);
-  await ann.waitForFunction(() => document.getElementById('count').textContent === '2 are here');
+  await ann.waitForFunction(() => document.getElementById('count').textContent === '2 players');
   for (const [from, to, x, y] of [[ann, bob, 0.2, 0.8], [bob, ann, 0.9, 0.1]]) {
     await point(from, x, y);
     await drawn(to, x, y, 1000);
