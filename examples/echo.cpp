@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 // Extendible WebSocket Server
 
-// Sends every message back to who sent it: examples/echo [PORT]
+// Sends every message back to its sender: examples/echo [PORT]
 #include "../server.h"
 
 #include <csignal>

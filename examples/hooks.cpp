@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: MIT
 // Extendible WebSocket Server
 
-// Prints each hook as it happens, and shows what each may change. Start it, then talk to
-// it with any client, such as a browser's console:
+// Prints each hook as it is called, and shows what each may change. Start it, then connect with
+// any client, such as a browser's console:
 //
 //     let s = new WebSocket('ws://localhost:12345/?name=Ann');
 //     s.onmessage = m => console.log(m.data);
@@ -19,7 +19,7 @@ struct HooksUser : WSBaseUser {
     std::string name;
     int received = 0;
 
-    // Called before process(), for each message. It keeps resetting the idle clock.
+    // Called for each message, before process(). The base class resets the idle clock.
     void messageReceived() override {
         WSBaseUser::messageReceived();
         ++received;
@@ -28,25 +28,25 @@ struct HooksUser : WSBaseUser {
 
 struct HooksConfig : WSBaseConfig {
     HooksConfig() { maxUsers = 10; }
-    int vetoes = 1;  // how often a shutdown is objected to
+    int vetoes = 1;  // shutdown requests to refuse
 };
 
 class HooksServer : public WebSocketServer<HooksUser, HooksConfig> {
-    // The request is known, nothing is answered yet: here a user can be refused.
+    // The request is known and not yet answered: here a user can be refused.
     void preConnect(HooksUser &user, int socket) override {
         user.name = user.request().parameter("name");
         say("preConnect", user, "socket " + std::to_string(socket));
         if (user.name.empty()) refuse(user, 403, "Who are you? Connect to /?name=YOURS");
     }
 
-    // From here on the user can be sent to.
+    // From here on, the user can receive messages.
     void postConnect(HooksUser &user, int) override {
         say("postConnect", user, "from " + user.address());
         sendToUser(user, "welcome");
         sendToAllBut(user, user.name + " is here");
     }
 
-    // Received JSON comes decoded, all else as text or bytes.
+    // JSON arrives decoded, everything else as text or bytes.
     void process(HooksUser &user, WSMessage &msg) override {
         say("process", user, msg.isBinary() ? "binary" : msg.payload());
         const std::string command = commandIn(msg.json());
@@ -56,7 +56,7 @@ class HooksServer : public WebSocketServer<HooksUser, HooksConfig> {
         else sendToAllBut(user, msg);
     }
 
-    // A change reaches this one receiver only.
+    // A change affects this receiver only.
     void preSend(HooksUser &user, WSMessage &msg) override {
         say("preSend", user, msg.payload());
         if (!msg.isBinary() && !msg.isJson()) msg = "to " + user.name + ": " + msg.payload();
@@ -67,10 +67,10 @@ class HooksServer : public WebSocketServer<HooksUser, HooksConfig> {
         say("postSend", user, msg.payload());
     }
 
-    // More than lowMarkBytes had waited for this user, and is gone now.
-    void drained(HooksUser &user) override { say("drained", user, "can be sent more"); }
+    // The user's queue was longer than lowMarkBytes, and is empty now.
+    void drained(HooksUser &user) override { say("drained", user, "ready for more"); }
 
-    // Why it ends is known; the user can not be sent to any more.
+    // The close code and reason are known; the user can no longer receive messages.
     void preDisconnect(HooksUser &user, int) override {
         say("preDisconnect", user,
             std::to_string(user.closeCode()) + " " + user.closeReason() + ", " +
@@ -79,18 +79,18 @@ class HooksServer : public WebSocketServer<HooksUser, HooksConfig> {
     }
 
     void postDisconnect() override {
-        print("postDisconnect", std::to_string(userCount()) + " left");
+        print("postDisconnect", std::to_string(userCount()) + " still connected");
     }
 
-    // The first request to stop is objected to, the second is not.
+    // Refuses the first request to stop, but not the second.
     void preShutdown(bool &doShutdown) override {
         doShutdown = config().vetoes-- <= 0;
-        print("preShutdown", doShutdown ? "so be it" : "not yet; ask again");
+        print("preShutdown", doShutdown ? "accepted" : "refused; ask again");
     }
 
     void postShutdown() override { print("postShutdown", "goodbye"); }
 
-    // Never trust what came: asString() throws on what is no string.
+    // Never trust input: asString() throws if the value is an array or an object.
     static std::string commandIn(const Json::Value &json) {
         const bool fine = json.isObject() && json["command"].isString();
         return fine ? json["command"].asString() : "";
@@ -106,7 +106,7 @@ class HooksServer : public WebSocketServer<HooksUser, HooksConfig> {
         print(hook, "user " + std::to_string(user.id()) + " " + user.name + ": " + text);
     }
 
-    // What comes from others may hold what a terminal obeys.
+    // Input may contain control characters that a terminal would obey.
     static void print(const char *hook, std::string text) {
         for (char &c : text)
             if ((c >= 0 && c < ' ') || c == 0x7F) c = '?';
