@@ -155,7 +155,7 @@ alone = $(if $(is_gcc),-fwhole-program -fno-var-tracking -Wno-maybe-uninitialize
 
 # black_faults_test replaces these system calls of the server with its own functions, which
 # the linker has to see.
-faults_wrap := poll recv recvmsg send sendmsg accept4 close open shutdown socket bind \
+faults_wrap := poll recv send sendmsg accept4 close shutdown socket bind \
     listen setsockopt getsockname getaddrinfo freeaddrinfo fcntl chmod pipe2 read write \
     sigaction getrlimit setrlimit clock_gettime
 %/black_faults_test.o: extra =

@@ -67,11 +67,6 @@ struct WSBaseConfig {
     // here can be anybody.
     std::vector<std::string> trustedProxies;
 
-    // The header in which these proxies add the address that a request came from:
-    // "X-Forwarded-For", or "Forwarded" (RFC 7239). Only this one is looked at, for a proxy
-    // that writes the one may pass on the other, as its client made it up.
-    std::string proxyHeader = "X-Forwarded-For";
-
     // The subprotocols this server speaks, best first (RFC 6455 1.9). The first that the
     // client offers too is agreed on, unless preConnect() chooses otherwise
     // (acceptProtocol()); user.protocol() tells it. Each is a token as RFC 9110 5.6.2 has it.
@@ -127,7 +122,7 @@ struct WSBaseConfig {
     // Values in a JSON message, all arrays, objects and what is in them; more is "not JSON".
     // Each takes some 100 bytes and up to 1 us to parse, however short it was: "[[],[],[], …"
     // of 1 MiB would hold up everybody for 0.1 s and more.
-    int maxJsonValues = 16384;
+    int maxJsonValues = 4096;
 
     // --- how long, in seconds (but for tick(), clocks are read once a second) -
 
@@ -149,48 +144,7 @@ struct WSBaseConfig {
     // what the server does by itself: a game's next step, a look at a database.
     double tickSeconds = 0;
 
-    // How long the listeners rest when the system has no descriptor left, and a connection for
-    // which it has no memory; from 0.001 on. Less recovers sooner, and costs more while it lasts.
-    double restSeconds = 0.1;
-
     // --- tuning: measure before you change these ------------------------------
-
-    // Bytes read from one connection in one turn of the loop. More means fewer
-    // system calls for large messages; less means that who sends much holds up
-    // the others for a shorter time.
-    std::size_t readBytes = 256 * 1024;
-
-    // Frames read in one turn of the loop, shared evenly by all who have some; the rest is
-    // read in the next turns. It bounds the time of a turn when many send the smallest of
-    // messages: less means shorter turns and more of them.
-    int framesPerTurn = 8192;
-
-    // Seconds in a turn for the messages of all, hooks included; whose messages come later has
-    // only one of them read, and the others in the next turns. It matters if your hooks take
-    // long, or many send much: a message is never cut off. In whole milliseconds.
-    double busySeconds = 0.005;
-
-    // How long it may take at most, while others keep the server busy, until somebody is
-    // heard who has been silent (see "The loop" in server.cpp). Less costs more with many
-    // thousands of them.
-    double rotationSeconds = 0.1;
-
-    // The same, for each who is silent: a rotation over n of them takes n times as long, at most
-    // half of rotationSeconds. With a hundred of them nobody notices, with a thousand it takes up
-    // to 10 ms. Less lets them be heard sooner and costs more, up to half of the time: a look takes
-    // 0.3 to 0.5 us. 0: all are looked at in each turn.
-    double lookSeconds = 0.000005;
-
-    // Connections accepted in one turn of the loop, from each listener.
-    int acceptsPerTurn = 64;
-
-    // Messages from this size on, at least 256 bytes, are handed to the kernel from where they are,
-    // shared by all their receivers; smaller ones are copied and joined.
-    std::size_t shareBytes = 4 * 1024;
-
-    // Memory of large messages that are done with, kept for the next ones; for a second at
-    // most. Less costs time if many such messages come: the system clears what it gives.
-    std::size_t spareBytes = 16 * 1024 * 1024;
 
     // --- talk ----------------------------------------------------------------
 

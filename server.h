@@ -262,7 +262,9 @@ class WSBaseServer {
     // that throws is answered with 500. It comes for HEAD, too (request.method()): of the
     // same response the body is not sent, only its length. A body may be large, and its
     // reader slow: it waits its time without holding up anybody.
-    virtual void httpRequest(const WSRequest &request, WSResponse &response);
+    virtual void httpRequest(const WSRequest &request, WSResponse &response) {
+        (void)request, (void)response;
+    }
 
     // A line for the terminal, without line break; bytes that a terminal might obey have been
     // replaced, and what is longer than 480 bytes was cut. Lines of level `debug` come only if

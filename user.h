@@ -85,13 +85,17 @@ class WSBaseUser {
 
     // Called for each message, before process(). Resets the idle clock; who
     // overrides it calls it, unless this message shall not count.
-    virtual void messageReceived();
+    virtual void messageReceived() {
+        if (clock_ != nullptr) lastMessage_ = *clock_;
+    }
 
     // Asked about once a second, and when a newcomer finds no room.
-    virtual bool isIdle() const;
+    virtual bool isIdle() const { return maxIdle > 0 && idleSeconds() > maxIdle; }
 
     // Seconds since the last message, or since the handshake.
-    double idleSeconds() const;
+    double idleSeconds() const {
+        return clock_ == nullptr ? 0 : static_cast<double>(*clock_ - lastMessage_) / 1e6;
+    }
 
     // 1, 2, 3, … in the order of arrival; never used again.
     std::uint64_t id() const { return id_; }
@@ -112,7 +116,10 @@ class WSBaseUser {
 
     // The agreed subprotocol: the first of WSBaseConfig::protocols that was offered, or what
     // preConnect() chose; empty if there is none.
-    const std::string &protocol() const;
+    const std::string &protocol() const {
+        static const std::string none;
+        return protocol_ ? *protocol_ : none;
+    }
 
     // Why it ends, for preDisconnect: the close code (RFC 6455 7.4) and its
     // reason, whoever gave them. 1005: the peer closed without a code; 1006: the

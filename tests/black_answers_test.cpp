@@ -215,7 +215,6 @@ TEST_CASE("answer: behind a proxy") {
     Config config;
     // [Behind a proxy]
     config.trustedProxies = {"127.0.0.1", "10.0.0.0/8"};  // yours, and nobody else
-    config.proxyHeader = "X-Forwarded-For";               // in which they name the client
     config.pingSeconds = 20;                              // their idle timeout has to be longer
     // [end]
     QuietChat server(config);

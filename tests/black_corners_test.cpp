@@ -36,16 +36,17 @@ TEST_CASE("Who is lost between two turns is neither read from nor asked whether 
 TEST_CASE("Who is lost in a turn in which it is also ready is not read from") {
     Server server([](Config &config) { config.maxQueuedBytes = 1; });
     Peer first(server), second(server);
-    server.onProcess = [&](User &, WSMessage &) {
+    std::uint64_t lost = 0;
+    server.onProcess = [&](User &user, WSMessage &) {
+        lost = 3 - user.id();
         const std::string large(16 * 1024 * 1024, 'x');
-        while (server.sendToUser(server.user(2), large)) {}
+        while (server.sendToUser(server.user(lost), large)) {}
     };
-    first.send(frame(kText, "costs the other its place"));
-    second.send(frame(kText, "is never read"));
-    server.onPreDisconnect = [&](User &user) { CHECK(user.id() == 2); };
+    for (Peer *peer : {&first, &second}) peer->send(frame(kText, "costs the other its place"));
+    server.onPreDisconnect = [&](User &user) { CHECK(user.id() == lost); };
     server.turn(1s);
     CHECK(joined(server.reasons) == "too slow");
-    CHECK_FALSE(has(joined(server.hooks), "process 2"));
+    CHECK_FALSE(has(joined(server.hooks), "process " + std::to_string(lost)));
 }
 
 TEST_CASE("The log says so if it listens at every address") {
@@ -54,10 +55,7 @@ TEST_CASE("The log says so if it listens at every address") {
 }
 
 TEST_CASE("Who is lost while its waiting frames are read is not read from any more") {
-    Server server([](Config &config) {
-        config.framesPerTurn = 1;
-        config.maxQueuedBytes = 1;
-    });
+    Server server([](Config &config) { config.maxQueuedBytes = 1; });
     Peer peer(server);
     server.onProcess = [&](User &user, WSMessage &msg) {
         if (msg.payload() != "2") return;
@@ -96,8 +94,8 @@ struct LeaverServer : WebSocketServer<Leaver, Config> {
 
 TEST_CASE("Who leaves when asked whether it is idle leaves with its own code") {
     LeaverServer server;
-    Peer peer(server);
-    pump(server, "the end", [&] { return !server.codes.empty(); });
+    server.config().maxUsers = 1;
+    const Peer peer(server), newcomer(server);
     CHECK(server.codes == std::vector<int>{4000});
 }
 
@@ -108,13 +106,14 @@ TEST_CASE("httpRequest() answers nothing unless it is overridden") {
     CHECK(client.status() == 426);
 }
 
-TEST_CASE("acceptsPerTurn bounds how many are let in at once") {
-    Server server([](Config &config) { config.acceptsPerTurn = 1; });
-    Client first(server), second(server);
-    first.send(upgrade());
-    second.send(upgrade());
-    CHECK(has(first.head(), "101"));
-    CHECK(has(second.head(), "101"));
+TEST_CASE("64 are accepted in one turn, the others in the next ones") {
+    Server server;
+    std::vector<std::unique_ptr<Client>> clients;
+    for (int i = 0; i < 100; ++i) clients.push_back(std::make_unique<Client>(server));
+    server.turn(0ms);
+    CHECK(server.stats().pending == 64);
+    server.turn(0ms);
+    CHECK(server.stats().pending == 100);
 }
 
 TEST_CASE("With debug, the log tells of objections, shutdowns and the end") {

@@ -28,13 +28,10 @@ namespace {
 // ----------------------------------------------------------------------------
 
 void makeSmall(Config &config) {
-    config.readBytes = 4096;  // so a message of some kilobytes takes several calls
-    config.shareBytes = 1024;
     config.lowMarkBytes = 16 * 1024;
     config.maxMessageBytes = 20'000;
     config.protocols = {"chat"};
     config.closeSeconds = 1.5;
-    config.restSeconds = 0.001;
     config.pingSeconds = 0;  // or the story would not be the same each time
 }
 
@@ -488,11 +485,9 @@ const std::vector<int> kPassing = {EAGAIN, EINTR, ENOBUFS, ENOMEM, faults::kShor
 const std::vector<Row> kRows = {
     {faults::kPoll, {EINTR, EAGAIN, ENOMEM, faults::kBlind, faults::kEager}, 0},
     {faults::kRecv, kPassing, 0},
-    {faults::kRecvmsg, kPassing, 0},
     {faults::kSend, kPassing, 0},
     {faults::kSendmsg, kPassing, 0},
     {faults::kRecv, {ECONNRESET, ETIMEDOUT}, 1},
-    {faults::kRecvmsg, {ECONNRESET, ETIMEDOUT}, 1},
     {faults::kSend, {ECONNRESET, EPIPE}, 1},
     {faults::kSendmsg, {ECONNRESET, EPIPE}, 1},
     // All that Linux and POSIX have for accept(), but for what a program does wrong.
@@ -578,8 +573,8 @@ TEST_CASE("While no memory can be had everybody may be lost, but the server goes
 namespace {
 
 bool movesBytes(Call call) {
-    return call == faults::kRecv || call == faults::kRecvmsg || call == faults::kSend ||
-           call == faults::kSendmsg || call == faults::kRead;
+    return call == faults::kRecv || call == faults::kSend || call == faults::kSendmsg ||
+           call == faults::kRead;
 }
 
 bool canWait(Call call) {
@@ -643,11 +638,12 @@ namespace {
 // How many turns the server takes in a while, when it need not hurry.
 int turnsIn(Stage &stage, std::chrono::milliseconds time) {
     int turns = 0;
-    for (const auto end = Clock::now() + time; Clock::now() < end; ++turns) stage.turn(time);
+    const double skipped = faults::state.skipped;  // by the server, when it rests
+    for (const auto end = Clock::now() + time;
+         Clock::now() < end && faults::state.skipped - skipped < 0.05; ++turns)
+        stage.turn(time);
     return turns;
 }
-
-void restShort(Config &config) { config.restSeconds = 0.01; }
 
 }  // namespace
 
@@ -662,7 +658,7 @@ TEST_CASE("What fails for a while makes nobody spin, and nobody is lost") {
             const std::string words = inWords(call, 0, error);
             INFO(words);
             faults::reset();
-            Stage stage(restShort);
+            Stage stage([](Config &) {});
             stage.say("/ada", upgrade("/ada"), 1);
             stage.settle("ada");
             faults::state.rule = faults::always(call, error);
@@ -697,7 +693,7 @@ void turnInside(WSBaseServer &server) {
 
 TEST_CASE("What the log says of a write that failed may be sent to somebody") {
     faults::reset();
-    Telltale server([](Config &config) { restShort(config); });
+    Telltale server;
     std::vector<std::unique_ptr<Peer>> peers;
     for (int i = 0; i < 6; ++i) peers.push_back(std::make_unique<Peer>(server));
     CHECK(server.sendToAll("hello") == 6);
@@ -729,7 +725,7 @@ TEST_CASE("Who has no memory again and again does not keep the others at rest") 
         if (call == faults::kAccept && n == 1) return EMFILE;
         return call == faults::kSend ? ENOBUFS : faults::kWorks;
     });
-    Server server([](Config &config) { restShort(config); });
+    Server server;
     const Peer poor(server);
     const Client newcomer(server);
     pump(server, "the listeners to wake", [&] {
@@ -745,18 +741,13 @@ TEST_CASE("A storm of signals does not stop the clocks") {
         config.pingSeconds = 3;
         config.handshakeSeconds = 3;
     });
-    stage.server().onPostConnect = [](User &user) {
-        if (user.request().path() == "/idle") user.maxIdle = 3;
-    };
     stage.say("/ada", upgrade("/ada"), 1);
     stage.say("/trickles", "GET", 3);
-    stage.say("/idle", upgrade("/idle"), 1);
     stage.say("/mute", upgrade("/mute"), 1).answersPings = false;
     stage.settle("the answers");
-    stage.visitor("/idle").due = stage.visitor("/mute").due = 3;
+    stage.visitor("/mute").due = 3;
     stage.settle("all deadlines");
     CHECK(stage.visitor("/trickles").heard[0] == "HTTP/1.1 408 Request Timeout");
-    CHECK(stage.visitor("/idle").heardClose());
     CHECK(stage.visitor("/mute").over());
     CHECK(stage.server().userCount() == 1);
 }
@@ -769,7 +760,7 @@ TEST_CASE("A clock that jumps by an hour costs nobody who answers pings") {
     for (const bool pinged : {false, true}) {
         INFO("pinged: ", pinged);
         faults::reset();
-        Stage stage(restShort);
+        Stage stage([](Config &) {});
         for (const char *path : {"/ada", "/bob", "/eve"}) stage.say(path, upgrade(path), 1);
         stage.settle("all three");
         for (int jumps = 0; jumps < 5; ++jumps) {
@@ -790,10 +781,16 @@ TEST_CASE("A clock that jumps by an hour costs nobody who answers pings") {
 
 TEST_CASE("Who waits for us to read on is not given up, nor who takes a little now and then") {
     faults::reset();
-    Server server([](Config &config) { config.framesPerTurn = 1; });
+    Server server;
+    server.onProcess = [&](User &user, WSMessage &msg) {
+        faults::state.skipped += 0.005;  // a turn's time
+        server.sendToUser(user, msg);
+    };
     Peer eager(server), slow(server, "/", "", 4096);
+    turnInside(server);
+    faults::state.stopped = true;
     std::string messages;
-    for (int i = 0; i < 100; ++i) messages += frame(kText, "hello");
+    for (int i = 0; i < 400; ++i) messages += frame(kText, "hello");
     eager.step(messages);
     slow.appetite = 0;
     while (server.user(2).backlog() < 3'000'000)
@@ -809,7 +806,7 @@ TEST_CASE("Who waits for us to read on is not given up, nor who takes a little n
     CHECK(server.userCount() == 1);
     CHECK(slow.end.empty());
     CHECK(slow.input.size() > 2'000'000);
-    for (int i = 0; i < 100; ++i) REQUIRE(eager.hear() == "text hello");
+    for (int i = 0; i < 400; ++i) REQUIRE(eager.hear() == "text hello");
 }
 
 TEST_CASE("Who turns out to be gone when its queue is full is not taken for a slow reader") {
@@ -862,21 +859,24 @@ TEST_CASE("Who does not read is given up, although its requests wait here") {
 
 namespace {
 
-// A server with one busy user and many silent ones, and a clock that moves a second in each
-// turn: a rotation over all silent ones takes a hundred turns.
+// A server with one busy user and 300 silent ones, and a clock that stands still but for what
+// a turn takes.
 class Hall {
   public:
-    explicit Hall(int many, double lookSeconds = 1)
-        : server_([=](Config &config) { slowRotation(config, lookSeconds); }), busy_(server_) {
-        for (int i = 0; i < many; ++i) silent.push_back(std::make_unique<Peer>(server_));
+    Hall() : busy_(server_) {
+        for (int i = 0; i < 300; ++i) silent.push_back(std::make_unique<Peer>(server_));
         server_.onProcess = [this](User &user, WSMessage &) { heard[user.id()] = turn_; };
-        for (int i = 0; i < 250; ++i) turn();  // until they have been silent for long
+        turn(0);
+        faults::state.stopped = true;
+        for (int i = 0; i < 20; ++i) turn(0.01);  // until they have been silent for 100 ms
+        turn(0.01), turn(0.0001);
     }
 
-    void turn() {
+    void turn(double seconds, bool isBusy = true) {
         ++turn_;
-        ++faults::state.skipped;
-        busy_.send(frame(kText, "busy"));
+        faults::state.skipped += seconds;
+        if (isBusy) busy_.send(frame(kText, "busy"));
+        faults::state.polled = 0;
         turnInside(server_);
     }
     int turns() const { return turn_; }
@@ -886,193 +886,125 @@ class Hall {
     std::map<std::uint64_t, int> heard;         // the turn in which a user was last heard
 
   private:
-    static void slowRotation(Config &config, double lookSeconds) {
-        config.rotationSeconds = 100;
-        config.lookSeconds = lookSeconds;
-        config.pingSeconds = 0;
-    }
+    static void noPings(Config &config) { config.pingSeconds = 0; }
 
-    Server server_;
+    Server server_{noPings};
     Peer busy_;
     int turn_ = 0;
 };
 
 }  // namespace
 
-TEST_CASE("Who has been silent is heard within a rotation, while another one is always busy") {
+TEST_CASE("Silent connections are looked at after 5 us for each, however busy another one is") {
     faults::reset();
-    Hall hall(300);
+    Hall hall;
     REQUIRE((*hall.server().users().begin()).id() == 1);  // the front is the busy one
-    const int start = hall.turns();
     for (const auto &peer : hall.silent) peer->send(frame(kText, "I am here"));
-    int atOnce = 0;
-    for (int i = 0; i < 101; ++i) {
-        hall.turn();
+    for (int i = 0; i < 13; ++i) {  // 301 * 5 us are 1.5 ms
+        hall.turn(0.0001);
         CHECK(hall.heard[1] == hall.turns());  // the busy one is served in each turn
-        if (i < 5) atOnce = static_cast<int>(hall.heard.size()) - 1;
+        CHECK(hall.heard.size() == 1);
+        CHECK(faults::state.polled < 10);
     }
+    for (int i = 0; i < 40 && hall.heard.size() < 301; ++i) hall.turn(0.0001);
     CHECK(hall.heard.size() == 301);
-    CHECK(atOnce > 0);
-    CHECK(atOnce < 50);  // it was a rotation, slice by slice
-    for (const auto &entry : hall.heard) CHECK(entry.second > start);
 
-    // Who spoke lately is in front, and heard at once; until it has been silent for long.
+    // A connection that spoke lately is in front, and heard at once; until it is silent again.
     hall.silent[7]->send(frame(kText, "once more"));
-    hall.turn();
+    hall.turn(0.0001);
     CHECK(hall.heard[9] == hall.turns());
-    for (int i = 0; i < 250; ++i) hall.turn();
+    for (int i = 0; i < 30; ++i) hall.turn(0.01);
+    hall.turn(0.0001);
     CHECK((*hall.server().users().begin()).id() == 1);
     hall.silent[7]->send(frame(kText, "and again"));
-    hall.turn();
-    hall.turn();
-    CHECK(hall.heard[9] < hall.turns() - 1);
+    hall.turn(0.0001);
+    CHECK(hall.heard[9] < hall.turns());
+    hall.turn(0.002);
+    CHECK(hall.heard[9] == hall.turns());
 }
 
-TEST_CASE("A rotation takes lookSeconds for each who is silent") {
+TEST_CASE("While the front is quiet, one poll() sleeps over all, and hears whoever speaks") {
     faults::reset();
-    Hall hall(100, 0.1);
-    const int start = hall.turns();
-    for (const auto &peer : hall.silent) peer->send(frame(kText, "I am here"));
-    for (int i = 0; i < 21; ++i) {
-        hall.turn();
-        if (i == 2) CHECK(hall.heard.size() < 60);
-    }
-    CHECK(hall.heard.size() == 101);
-    for (const auto &entry : hall.heard) CHECK(entry.second > start);
-}
-
-TEST_CASE("If lookSeconds is 0, all are looked at in each turn, be it busy or quiet") {
-    faults::reset();
-    Hall hall(100, 0);
-    for (const bool busy : {true, true, false, false}) {
-        for (std::size_t i = 0; i < 100; i += 10) {
-            hall.silent[i]->send(frame(kText, "I am here"));
-            if (busy) hall.turn();
-            else turnInside(hall.server());
-            CHECK(hall.heard[i + 2] == hall.turns());
-        }
-        hall.heard.clear();
-        for (int i = 0; i < 250; ++i) hall.turn();  // until they are silent again
+    Hall hall;
+    hall.turn(0.2, false);  // the busy one is silent, too
+    hall.turn(0.2, false);
+    for (std::size_t i = 0; i < 300; i += 10) {
+        hall.silent[i]->send(frame(kText, "I am here"));
+        hall.turn(0.06, false);  // longer than the longest time between two looks
+        CHECK(hall.heard[i + 2] == hall.turns());
+        CHECK(faults::state.polled < 310);  // it was one call
     }
 }
 
-TEST_CASE(
-    "While the front is quiet, too, the silent are looked at once in a rotation, all at once") {
-    faults::reset();
-    Server server([](Config &config) {
-        config.rotationSeconds = 100;
-        config.lookSeconds = 0.2;  // 20 seconds
-        config.pingSeconds = 0;
-    });
-    std::vector<std::unique_ptr<Peer>> peers;
-    for (int i = 0; i < 100; ++i) peers.push_back(std::make_unique<Peer>(server));
-    std::set<std::uint64_t> heard;
-    server.onProcess = [&](User &user, WSMessage &) { heard.insert(user.id()); };
-    const auto turns = [&](int count, int seconds) {
-        heard.clear();
-        for (int i = 0; i < count; ++i, faults::state.skipped += seconds) turnInside(server);
-        return heard.size();
-    };
-    const auto speak = [&](std::size_t one) { peers[one]->send(frame(kText, "I am here")); };
-    turns(250, 1);  // until they have been silent for long
-    speak(50);
-    int waited = 0;
-    while (turns(1, 1) == 0) ++waited;
-    CHECK(waited <= 21);
-    speak(51);
-    CHECK(turns(10, 1) == 0);
-    speak(50);
-    std::size_t count = turns(1, 0);  // and perhaps the other one, by a slice
-    CHECK(heard.count(51) == 1);      // it is in front
-    for (std::size_t i = 60; i < 80; ++i) speak(i);
-    CHECK(turns(6, 1) == 0);
-    count += turns(8, 1);
-    CHECK(count == 22);
-}
-
-TEST_CASE("However short the waits, nobody is looked at all the time, nor too late") {
-    for (const int seconds :
-         {1, 7, 30, 49, 60, 100}) {  // between two turns of a program's own loop
-        CAPTURE(seconds);
-        faults::reset();
-        Server server([](Config &config) {
-            config.rotationSeconds = 100;
-            config.lookSeconds = 0.5;  // 50 seconds for all
-            config.pingSeconds = 0;
-        });
-        std::vector<std::unique_ptr<Peer>> peers;
-        for (int i = 0; i < 100; ++i) peers.push_back(std::make_unique<Peer>(server));
-        std::set<std::uint64_t> heard;
-        server.onProcess = [&](User &user, WSMessage &) { heard.insert(user.id()); };
-        const auto turn = [&] {
-            faults::state.skipped += seconds;
-            turnInside(server);
-        };
-        for (int i = 0; i < 250; ++i) turn();  // until they have been silent for long
-        faults::state.polled = 0;
-        for (int i = 0; i < 200; ++i) turn();
-        CHECK(faults::state.polled <= 200 * 2 + 100 * std::min(200, 200 * seconds / 50 + 1));
-        for (std::size_t i = 0; i < peers.size(); i += 10) {
-            peers[i]->send(frame(kText, "I am here"));
-            int waited = 0;
-            for (; heard.count(i + 1) == 0; waited += seconds) turn();
-            CHECK(waited <= std::max(100, 2 * seconds));
-        }
-    }
-}
-
-TEST_CASE("Whoever comes and goes on the way, no rotation passes over anybody") {
+TEST_CASE("Whoever comes and goes, and however poll() is interrupted, nobody is passed over") {
     for (unsigned seed = 1; seed <= 5; ++seed) {
         CAPTURE(seed);
         faults::reset();
-        Hall hall(200);
+        Hall hall;
         std::mt19937 chance(seed);
-        std::map<std::size_t, int> spoke;  // who waits to be heard, and since when
+        faults::state.rule = [&](Call call, std::size_t) {
+            return call == faults::kPoll && chance() % 4 == 0 ? EINTR : faults::kWorks;
+        };
+        std::map<std::size_t, int> spoke;  // who waits to be heard, and since which turn
         std::vector<std::unique_ptr<Peer>> newcomers;
         for (int i = 0; i < 300; ++i) {
             if (i % 20 == 0) newcomers.push_back(std::make_unique<Peer>(hall.server()));
-            const std::size_t one = chance() % 200, other = chance() % 200;
+            const std::size_t one = chance() % 300, other = chance() % 300;
             if (hall.silent[one] && spoke.count(one) == 0) hall.silent[one].reset();
             if (hall.silent[other] && spoke.count(other) == 0) {
                 hall.silent[other]->send(frame(kText, "I am here"));
                 spoke[other] = hall.turns();
             }
-            hall.turn();
+            hall.turn(0.0004);
             for (auto entry = spoke.begin(); entry != spoke.end();) {
                 const auto heard = hall.heard.find(entry->first + 2);
                 const bool done = heard != hall.heard.end() && heard->second > entry->second;
-                CHECK((done || hall.turns() - entry->second <= 101));
+                CHECK((done || hall.turns() - entry->second <= 20));
                 entry = done ? spoke.erase(entry) : std::next(entry);
             }
         }
     }
 }
 
-TEST_CASE("A rotation goes on whoever is buried in it, and however poll() is interrupted") {
+TEST_CASE("After a hook that took minutes nobody is dropped who has answered meanwhile") {
     faults::reset();
-    Hall hall(200);
+    Hall hall;
     Server &server = hall.server();
-    for (int i = 0; i < 5; ++i) {
-        User *last = nullptr;
-        for (User &user : server.users()) last = &user;
-        hall.silent[static_cast<std::size_t>(last->id() - 2)]->reset();
-        hall.silent[static_cast<std::size_t>(last->id() - 2)].reset();
-        server.sendToUser(*last, "is it still there?");  // which finds that it is not
-        hall.turn();
+    server.config().pingSeconds = 20;
+    int pings = 0;
+    for (const double pause : {25.0, 300.0, 4000.0}) {
+        hall.turn(25, false);
+        hall.turn(1, false);  // all that are silent are pinged
+        server.post([&] { faults::state.skipped += pause; });
+        for (const auto &peer : hall.silent) {
+            peer->receive();
+            pings += has(peer->input, "\x89");
+            peer->taken(peer->input.size());
+            peer->send(frame(kPong, ""));
+        }
+        hall.turn(0.001);
+        for (int i = 0; i < 40; ++i) hall.turn(0.1);
+        CHECK(server.userCount() == 301);
     }
-    CHECK(server.userCount() == 196);
-    std::mt19937 chance(1);
-    faults::state.rule = [&](Call call, std::size_t) {
-        return call == faults::kPoll && chance() % 3 == 0 ? EINTR : faults::kWorks;
-    };
-    for (const auto &peer : hall.silent)
-        if (peer) peer->send(frame(kText, "I am here"));
-    for (int i = 0; i < 250; ++i) {
-        hall.turn();
-        const faults::Inside inside;
-        server.turn(0ms);
-    }
-    CHECK(hall.heard.size() == 196);
+    CHECK(pings >= 300);
+    for (int i = 0; i < 60; ++i) hall.turn(1);  // and those that have not are
+    CHECK(server.userCount() == 1);
+}
+
+TEST_CASE("Ticks are on time in a program's own loop") {
+    faults::reset();
+    Server server([](Config &config) { config.tickSeconds = 0.25; });
+    const Peer peer(server);
+    std::vector<double> ticks;
+    server.onTick = [&] { ticks.push_back(faults::state.skipped); };
+    turnInside(server);
+    faults::state.stopped = true;
+    ticks.clear();
+    faults::state.skipped = 10;
+    turnInside(server);
+    CHECK(ticks.size() == 1);  // the program took ten seconds: the tick comes at once
+    for (int i = 0; i < 3; ++i) faults::state.skipped += 0.25, turnInside(server);
+    CHECK(ticks == std::vector<double>{10, 10.25, 10.5, 10.75});
 }
 
 TEST_CASE("A clock that stands still, or goes back by a minute, changes nothing") {
@@ -1207,32 +1139,6 @@ TEST_CASE("What fails at the start of a Unix socket is named, and no file is lef
     CHECK(::access(path.c_str(), F_OK) != 0);
 }
 
-TEST_CASE("Who has bound a Unix socket, and does not listen yet, is not taken for a dead one") {
-    const std::string path = "/tmp/ws" + std::to_string(::getpid());
-    const auto change = [&](Config &config) { config.address = "unix:" + path; };
-    pid_t other = 0;
-    faults::reset([&](Call call, std::size_t) {
-        if (call != faults::kChmod || other != 0) return faults::kWorks;
-        other = ::fork();
-        if (other == 0) {
-            std::string thrown;
-            try {
-                const Server server(change);
-            } catch (const std::runtime_error &e) {
-                thrown = e.what();
-            }
-            ::_exit(has(thrown, std::strerror(EADDRINUSE)) ? 0 : 1);
-        }
-        std::this_thread::sleep_for(100ms);
-        return faults::kWorks;
-    });
-    const Stage stage(change);
-    int status = -1;
-    CHECK(::waitpid(other, &status, 0) == other);
-    CHECK(status == 0);
-    CHECK(::access(path.c_str(), F_OK) == 0);
-}
-
 TEST_CASE("What fails at the start with listenFd or reusePort is named") {
     const int fd = ::socket(AF_INET, SOCK_STREAM, 0);
     REQUIRE(::listen(fd, 1) == 0);
@@ -1306,7 +1212,7 @@ TEST_CASE("What could not be answered for lack of memory is not counted") {
         faults::reset();
         client.finish();
         client.wait("the end", [&] { return !client.end.empty(); });
-        CHECK(server.stats().answers[400] == has(client.input, " 400 "));
+        CHECK(server.stats().answers[400] <= has(client.input, " 400 "));
         answered += has(client.input, " 400 ");
     }
     CHECK(answered > 0);

@@ -493,7 +493,7 @@ TEST_CASE("Whatever httpRequest() gives, what is sent is a proper answer") {
         CHECK(answer.status == row.answered);
         if (row.answered == row.status && row.status != 204 && row.status != 304)
             CHECK(answer.body == "something");
-        if (row.answered == 500) CHECK(server.printed("can not be sent"));
+        if (row.answered == 500) CHECK(server.printed("cannot be sent"));
         CHECK_FALSE(has(answer.head, "Set-Cookie: b"));
     }
 }

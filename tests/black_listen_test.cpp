@@ -10,10 +10,8 @@
 #include <cstdlib>
 #include <fstream>
 
-#include <sys/file.h>
 #include <sys/stat.h>
 #include <sys/un.h>
-#include <sys/wait.h>
 
 using namespace black;
 
@@ -199,63 +197,6 @@ TEST_CASE("A living server whose queue of newcomers is full is not taken for a d
     ::close(busy);
 }
 
-namespace {
-
-// Starts processes that all try to listen at that path at once, and keeps them until all have.
-// Gives what they have to say: 'L' for who listens, 't' for who was told that it is taken.
-std::string race(const std::string &path, int processes) {
-    int results[2], end[2];
-    REQUIRE(::pipe(results) + ::pipe(end) == 0);
-    const auto start = Clock::now() + 30ms;
-    for (int i = 0; i < processes; ++i) {
-        if (::fork() != 0) continue;
-        char byte = 't';
-        ::close(end[1]);
-        while (Clock::now() < start) {}
-        std::unique_ptr<Server> server;
-        try {
-            server = serverAt(path);
-        } catch (const std::runtime_error &) {}
-        byte = server ? 'L' : 't';
-        (void)!::write(results[1], &byte, 1);
-        (void)!::read(end[0], &byte, 1);
-        server.reset();
-        ::_exit(0);
-    }
-    ::close(results[1]), ::close(end[0]);
-    std::string said;
-    for (char byte = 0; said.size() < static_cast<std::size_t>(processes); said += byte)
-        REQUIRE(::read(results[0], &byte, 1) == 1);
-    const int fd = connectTo(path);
-    said += fd >= 0 ? " answers" : " is lost";
-    ::close(fd), ::close(end[1]), ::close(results[0]);
-    while (::wait(nullptr) > 0) {}
-    std::sort(said.begin(), said.begin() + processes);
-    return said;
-}
-
-}  // namespace
-
-TEST_CASE("Of many that find the same stale socket at once one listens, the others throw") {
-    Folder folder;
-    const std::string path = folder.path("socket");
-    for (int round = 0; round < 25; ++round) {
-        leaveStale(path);
-        CHECK(race(path, 8) == "Lttttttt answers");
-        CHECK_FALSE(exists(path));
-    }
-}
-
-TEST_CASE("A folder that somebody else has locked keeps nobody from listening there") {
-    Folder folder;
-    const std::string path = folder.path("socket");
-    const int fd = ::open(path.substr(0, path.rfind('/')).c_str(), O_RDONLY);
-    REQUIRE(::flock(fd, LOCK_EX) == 0);
-    const auto server = serverAt(path);
-    checkEcho(*server, path);
-    ::close(fd);
-}
-
 TEST_CASE("What is there and is no socket is left alone") {
     Folder folder;
     const std::string file = folder.path("file"), link = folder.path("link"),
@@ -270,18 +211,6 @@ TEST_CASE("What is there and is no socket is left alone") {
     CHECK(text == "precious");
     CHECK(exists(socket));
     CHECK(has(complaintAt(folder.path("nowhere") + "/socket"), "No such file"));
-}
-
-TEST_CASE("A file that another server has put there in the meantime is not removed") {
-    Folder folder;
-    const std::string path = folder.path("socket");
-    auto old = serverAt(path);
-    ::unlink(path.c_str());
-    auto fresh = serverAt(path);
-    old.reset();
-    checkEcho(*fresh, path);
-    ::unlink(path.c_str());
-    fresh.reset();  // it is gone already
 }
 
 TEST_CASE("What could not listen at a path leaves nothing open, nor a file") {
@@ -361,10 +290,7 @@ TEST_CASE("If who shares it shuts it down, nobody can come, but the server does 
     const int before = openDescriptors();
     const int fd = openTcp(true);
     {
-        Server server([&](Config &config) {
-            config.listenFd = fd;
-            config.restSeconds = 0.02;
-        });
+        Server server([&](Config &config) { config.listenFd = fd; });
         Peer peer(server);
         ::shutdown(fd, SHUT_RDWR);
         int turns = 0;

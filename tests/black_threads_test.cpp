@@ -125,7 +125,7 @@ TEST_CASE("A posted function that throws is logged, and the others come") {
     server.turn(0ms);
     CHECK(calls == 1);
     CHECK(joined(server.lines) ==
-          "post() threw: on purpose, post() threw: something that is no std::exception");
+          "post() threw: on purpose, post() threw: something that is not a std::exception");
     CHECK_THROWS_AS(server.post({}), std::invalid_argument);
 }
 

@@ -7,6 +7,8 @@
 
 #include "black.h"
 
+#include <map>
+
 #include <sys/resource.h>
 
 using namespace black;
@@ -28,7 +30,7 @@ bool isAround(double when, double seconds) { return when >= seconds && when < se
 
 namespace {
 
-// One whose messages do not count, if it says so.
+// A user whose messages do not count, if it says so.
 struct Sleeper : User {
     bool countsMessages = true;
     void messageReceived() override {
@@ -39,63 +41,92 @@ struct Sleeper : User {
 class IdleServer : public WebSocketServer<Sleeper, Config> {
   public:
     explicit IdleServer(const Config &config) : WebSocketServer(config) { listen(); }
-    std::vector<std::pair<std::string, double>> left;  // path, seconds since the start
-    Clock::time_point start = Clock::now();
+    Strings left;  // paths
 
   protected:
     void process(Sleeper &, WSMessage &) override {}
     void preConnect(Sleeper &user, int) override {
         const std::string path = user.request().path();
-        if (path != "/patient") user.maxIdle = 0.5;
+        user.maxIdle = path == "/patient" ? 60 : 0.02;
         if (path == "/not-counting") user.countsMessages = false;
         if (path == "/saying-so") user.maxIdle = 0, user.saysIdle = true;
     }
     void preDisconnect(Sleeper &user, int) override {
         CHECK(user.closeCode() == 1001);
         CHECK(user.closeReason() == "idle");
-        left.emplace_back(user.request().path(), secondsSince(start));
+        left.push_back(user.request().path());
     }
 };
 
 }  // namespace
 
-TEST_CASE("Who is idle for longer than maxIdle is disconnected within a second of it") {
+TEST_CASE("Idle users make room, longest idle first, and are left alone otherwise") {
     Config config;
-    config.pingSeconds = 0;
-    config.maxMessagesPerSecond = 60;
+    config.maxUsers = 6;
     IdleServer server(config);
-    Peer silent(server, "/silent"), pinging(server, "/pinging"), patient(server, "/patient");
-    Peer talking(server, "/talking"), notCounting(server, "/not-counting");
-    Peer sayingSo(server, "/saying-so"), busy(server, "/busy");
-    Server resting([](Config &other) { other.closeSeconds = 0.5; });  // takes no turns meanwhile
-    Peer late(resting);
-    server.start = Clock::now();
-    int rounds = 0;
-    while (server.left.size() < 4 || secondsSince(server.start) < 1.6) {
-        REQUIRE(secondsSince(server.start) < 4);
-        const auto next = server.start + ++rounds * 100ms;
-        while (Clock::now() < next) server.turn(5ms);
-        pinging.send(frame(kPing, ""));
+    const auto pause = [&] {  // long enough to be idle, and for the clocks of users to differ
+        for (const auto end = Clock::now() + 30ms; Clock::now() < end;) server.turn(5ms);
+    };
+    Peer talking(server, "/talking");
+    const Peer patient(server, "/patient");
+    pause();
+    Peer notCounting(server, "/not-counting");
+    pause();
+    const Peer silent(server, "/silent"), sayingSo(server, "/saying-so"), late(server, "/late");
+    pause();
+    talking.send(frame(kText, "hello"));
+    notCounting.send(frame(kText, "hello"));
+    talking.hearUntilPong(), notCounting.hearUntilPong();
+    for (const auto end = Clock::now() + 1200ms; Clock::now() < end;) {  // the clocks are read
         talking.send(frame(kText, "hello"));
-        notCounting.send(frame(kText, "hello"));
-        // 50 in one second, and again in another one: maxMessagesPerSecond counts anew.
-        for (int i = 0; i < 50; ++i)
-            if (rounds == 1 || rounds == 13) busy.send(frame(kText, "x"));
-        if (rounds % 3 == 0) busy.send(frame(kText, "x"));
+        server.turn(10ms);
     }
-    Strings paths;
-    for (const auto &entry : server.left) {
-        paths.push_back(entry.first);
-        CAPTURE(entry.first);
-        CHECK(isAround(entry.second, entry.first == "/saying-so" ? 0 : 0.5));
+    CHECK(server.left.empty());
+
+    std::vector<std::unique_ptr<Peer>> newcomers;
+    for (const char *path : {"/not-counting", "/silent", "/saying-so", "/late"}) {
+        talking.send(frame(kText, "hello"));
+        newcomers.push_back(std::make_unique<Peer>(server, "/patient"));
+        CHECK(server.left.back() == path);
+        CHECK(server.userCount() == 6);
     }
-    std::sort(paths.begin(), paths.end());
-    CHECK(joined(paths) == "/not-counting, /pinging, /saying-so, /silent");
-    CHECK(silent.hear() == "close 1001");
-    CHECK(server.userCount() == 3);
+    talking.send(frame(kText, "hello"));
+    Client last(server);
+    last.send(upgrade());
+    CHECK(last.status() == 503);
+    CHECK(server.left.size() == 4);
+}
+
+TEST_CASE("A user whose message has arrived, but is not read yet, is not idle") {
+    Config config;
+    config.maxUsers = 2;
+    IdleServer server(config);
+    Peer first(server, "/first"), second(server, "/second");
+    Client newcomer(server);
+    for (int i = 0; i < 5; ++i) server.turn(1ms);
+    std::this_thread::sleep_for(50ms);  // no turns meanwhile: a hook that takes long
+    newcomer.send(upgrade());
+    first.send(frame(kText, "hello"));
+    CHECK(has(newcomer.head(), " 101 "));
+    CHECK(joined(server.left) == "/second");
+}
+
+TEST_CASE("Messages are counted second by second") {
+    Server server([](Config &config) {
+        config.maxMessagesPerSecond = 60;
+        config.closeSeconds = 0.5;
+    });
+    server.onProcess = [](User &, WSMessage &) {};
+    Peer busy(server), late(server);
+    for (int rounds = 0; rounds < 2; ++rounds) {
+        for (int i = 0; i < 50; ++i) busy.send(frame(kText, "x"));
+        for (const auto end = Clock::now() + 1100ms; Clock::now() < end;) server.turn(20ms);
+    }
+    CHECK(server.userCount() == 2);
 
     // Deadlines begin when something happens, not when the server last took a turn.
-    resting.disconnect(resting.user(1), 4000);
+    std::this_thread::sleep_for(600ms);
+    server.disconnect(server.user(2), 4000);
     CHECK(late.hear() == "close 4000");
     late.send(closeFrame(4000));
     CHECK(late.hear() == "EOF");
@@ -229,16 +260,15 @@ TEST_CASE("A header never changes an address, unless a trusted proxy says so") {
     const std::string claim = "X-Forwarded-For: 192.0.2.9\r\nForwarded: for=192.0.2.8\r\n";
     struct Row {
         Strings trusted;
-        std::string header, address;
+        std::string address;
     };
-    const std::vector<Row> rows = {{{}, "X-Forwarded-For", "127.0.0.1"},
-                                   {{"10.0.0.0/8"}, "X-Forwarded-For", "127.0.0.1"},
-                                   {{"127.0.0.0/8"}, "X-Forwarded-For", "192.0.2.9"},
-                                   {{"::1", "127.0.0.1"}, "forwarded", "192.0.2.8"}};
+    const std::vector<Row> rows = {{{}, "127.0.0.1"},
+                                   {{"10.0.0.0/8"}, "127.0.0.1"},
+                                   {{"127.0.0.0/8"}, "192.0.2.9"},
+                                   {{"::1", "127.0.0.1"}, "192.0.2.9"}};
     for (const Row &row : rows) {
         Server server([&](Config &config) {
             config.trustedProxies = row.trusted;
-            config.proxyHeader = row.header;
             config.debug = true;
         });
         std::string asked;
@@ -251,21 +281,6 @@ TEST_CASE("A header never changes an address, unless a trusted proxy says so") {
         page.send("GET / HTTP/1.1\r\nHost: a\r\n" + claim + "\r\n");
         CHECK(page.status() == 426);
         CHECK(asked == row.address);
-    }
-}
-
-TEST_CASE("A Host that a proxy passes on in Forwarded is no address (RFC 7239 4)") {
-    Server server([](Config &config) {
-        config.trustedProxies = {"127.0.0.1"};
-        config.proxyHeader = "Forwarded";
-    });
-    const Strings ways = {R"(for=192.0.2.9;host="a,for=192.0.2.1;b")",
-                          R"(proto=http;host="a;for=192.0.2.1;b";for=192.0.2.9)",
-                          R"(for=192.0.2.1;host="left open, for="192.0.2.9:4711";host="a")"};
-    for (std::size_t i = 0; i < ways.size(); ++i) {
-        CAPTURE(ways[i]);
-        const Peer peer(server, "/", "Forwarded: " + ways[i] + "\r\n");
-        CHECK(server.user(i + 1).address() == "192.0.2.9");
     }
 }
 
@@ -361,7 +376,7 @@ TEST_CASE("Room is not made of who still has something to get, if there is anoth
 // (valgrind's own accept() would take the connection, and drop it.)
 TEST_CASE("Without descriptors the listeners rest, and do not spin" *
           doctest::skip(kUnderValgrind)) {
-    Server server([](Config &config) { config.restSeconds = 0.05; });
+    Server server;
     Client waiting(server);
     waiting.send(upgrade());
     rlimit limit{};
@@ -570,10 +585,10 @@ TEST_CASE("drained() can send a stream of any length, piece by piece") {
 }
 
 TEST_CASE("With hundreds of silent users the loop sleeps, too, and hears whoever speaks") {
-    Server server([](Config &config) { config.rotationSeconds = 0.02; });
+    Server server;
     std::vector<std::unique_ptr<Peer>> peers;
     for (int i = 0; i < 200; ++i) peers.push_back(std::make_unique<Peer>(server));
-    for (const auto end = Clock::now() + 100ms; Clock::now() < end;) server.turn(5ms);
+    for (const auto end = Clock::now() + 200ms; Clock::now() < end;) server.turn(5ms);
     int turns = 0;
     for (const auto end = Clock::now() + 200ms; Clock::now() < end; ++turns) server.turn(50ms);
     CHECK(turns < 15);
@@ -601,22 +616,23 @@ TEST_CASE("Who does not read at all has closeSeconds to take what is queued") {
 namespace {
 
 // In how many turns the server has read `flood` and the Close behind it, with another user
-// heard in each of them.
+// heard in nearly all of them: once that one is known to cost little, and if it was not held up
+// by other programs.
 int turnsFor(Server &server, const std::string &flood) {
     Peer flooding(server), canary(server);
+    canary.hearUntilPong();
     flooding.trySend(flood + closeFrame(1000));
-    int turns = 0;
+    int turns = 0, missed = 0;
     for (; server.userCount() == 2; ++turns) {
         REQUIRE(turns < 5000);
         canary.send(frame(kText, "canary"));
         server.turn(0ms);
         canary.receive();
-        CHECK(canary.taken(canary.input.size()) ==
-              "\x81\x06"
-              "canary");
+        missed += canary.taken(canary.input.size()).empty();
         flooding.receive();
         if (turns == 0) CHECK(server.userCount() == 2);
     }
+    CHECK(missed <= 3 + turns / 2);
     CHECK(flooding.hearAll().back() == "EOF");
     return turns;
 }
@@ -629,48 +645,67 @@ std::string repeated(int count, const std::string &bytes) {
 
 }  // namespace
 
-TEST_CASE("framesPerTurn bounds what is read in one turn, whatever the frames are") {
+TEST_CASE("What is read in one turn is bounded, whatever the frames are") {
     struct Row {
         std::string label, flood;
     };
+    constexpr int kMany = 30'000;
     const std::vector<Row> rows = {
-        {"The smallest messages.", repeated(1000, frame(kText, ""))},
-        {"Pings.", repeated(1000, frame(kPing, "x"))},
-        {"Pongs.", repeated(1000, frame(kPong, ""))},
-        {"Empty fragments.", frame(kText, "", 0) + repeated(998, frame(kContinuation, "", 0)) +
+        {"The smallest messages.", repeated(kMany, frame(kText, ""))},
+        {"Pings.", repeated(kMany, frame(kPing, "x"))},
+        {"Pongs.", repeated(kMany, frame(kPong, ""))},
+        {"Empty fragments.", frame(kText, "", 0) + repeated(kMany, frame(kContinuation, "", 0)) +
                                  frame(kContinuation, "")},
         {"Fragments of one byte.", frame(kText, "x", 0) +
-                                       repeated(998, frame(kContinuation, "x", 0)) +
+                                       repeated(kMany, frame(kContinuation, "x", 0)) +
                                        frame(kContinuation, "x")},
     };
     for (const Row &row : rows) {
         CAPTURE(row.label);
-        Server server([](Config &config) { config.framesPerTurn = 40; });
-        const int turns = turnsFor(server, row.flood);
-        CHECK(turns >= 25);  // 40 in each, or 20 while the canary is ready, too
-        CHECK(turns <= 60);
+        Server server;
+        CHECK(turnsFor(server, row.flood) >= kMany / 4096);  // half of 1 MiB, 128 bytes for each
         CHECK(has(joined(server.hooks), "preDisconnect 1 1000"));
     }
 }
 
-TEST_CASE("busySeconds bounds how long the hooks of one user hold up the others") {
-    Server server([](Config &config) { config.busySeconds = 0; });
-    const int turns = turnsFor(server, repeated(50, frame(kText, "hello")));
-    CHECK(turns >= 25);  // the clock is read behind the second
-    CHECK(turns <= 52);
-}
-
-TEST_CASE("busySeconds are noticed within eight frames, whatever came before") {
-    Server server([](Config &config) { config.busySeconds = 0.001; });
+TEST_CASE("A hook that takes long ends the turn within eight frames, whatever came before") {
+    Server server;
     int calls = 0;
     server.onProcess = [&](User &, WSMessage &) {
         ++calls;
-        for (const auto end = Clock::now() + 3ms; Clock::now() < end;) {}
+        for (const auto end = Clock::now() + 8ms; Clock::now() < end;) {}
     };
     Peer peer(server);
     peer.step(repeated(100, frame(kPong, "")) + repeated(20, frame(kText, "hello")));
     CHECK(calls <= 8);
     pump(server, "the others", [&] { return calls == 20; });
+}
+
+TEST_CASE("Connections that cost much are served behind the others, and in rotation") {
+    Server server;
+    std::vector<std::unique_ptr<Peer>> slow;
+    for (int i = 0; i < 20; ++i) slow.push_back(std::make_unique<Peer>(server));
+    Peer canary(server);
+    std::map<std::uint64_t, int> calls, sent;
+    server.onProcess = [&](User &user, WSMessage &) {
+        ++calls[user.id()];
+        if (user.id() <= 20)
+            for (const auto end = Clock::now() + 3ms; Clock::now() < end;) {}
+    };
+    const auto say = [&](std::uint64_t id, Peer &peer) {
+        if (sent[id] == calls[id]) peer.send(frame(kText, "x")), ++sent[id];
+    };
+    for (int turn = 0; turn < 100; ++turn) {
+        for (std::size_t i = 0; i < slow.size(); ++i) say(i + 1, *slow[i]);
+        say(21, canary);
+        server.turn(0ms);
+    }
+    CHECK(calls[21] > 60);  // 5 would be as often as all others
+    int most = 0, least = 100;
+    for (std::uint64_t id = 1; id <= 20; ++id)
+        most = std::max(most, calls[id]), least = std::min(least, calls[id]);
+    CHECK(least >= 3);
+    CHECK(most <= least + 4);
 }
 
 TEST_CASE("Who does not read its echoes is slowed down, however small its queue may be") {
@@ -690,7 +725,11 @@ TEST_CASE("Who does not read its echoes is slowed down, however small its queue 
 }
 
 TEST_CASE("What waits to be read is read although nothing more comes, or it is dropped") {
-    Server server([](Config &config) { config.framesPerTurn = 1; });
+    Server server;
+    server.onProcess = [&](User &user, WSMessage &msg) {
+        for (const auto end = Clock::now() + 5ms; Clock::now() < end;) {}  // a turn's time
+        server.sendToUser(user, msg);
+    };
     {
         Peer silent(server), gone(server), failing(server), kicked(server);
         silent.step(repeated(9, frame(kText, "hello")) + frame(kText, "", 0));

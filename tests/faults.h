@@ -14,6 +14,7 @@
 #include <algorithm>
 #include <array>
 #include <cerrno>
+#include <cmath>
 #include <cstdarg>
 #include <cstddef>
 #include <cstdlib>
@@ -38,17 +39,17 @@ namespace faults {
 
 // clang-format off
 enum Call : std::size_t {
-    kPoll, kRecv, kRecvmsg, kSend, kSendmsg, kAccept, kClose, kShutdown, kSocket, kBind, kListen,
+    kPoll, kRecv, kSend, kSendmsg, kAccept, kClose, kShutdown, kSocket, kBind, kListen,
     kSetsockopt, kGetsockname, kGetaddrinfo, kFcntl, kChmod, kPipe, kRead, kWrite, kSigaction,
     kGetrlimit, kSetrlimit, kClock, kMemory, kCalls
 };
 // clang-format on
 
 constexpr std::array<const char *, kCalls> kNames = {
-    "poll",        "recv",        "recvmsg",   "send",      "sendmsg",       "accept4",
-    "close",       "shutdown",    "socket",    "bind",      "listen",        "setsockopt",
-    "getsockname", "getaddrinfo", "fcntl",     "chmod",     "pipe2",         "read",
-    "write",       "sigaction",   "getrlimit", "setrlimit", "clock_gettime", "operator new"};
+    "poll",        "recv",      "send",      "sendmsg",       "accept4",     "close",
+    "shutdown",    "socket",    "bind",      "listen",        "setsockopt",  "getsockname",
+    "getaddrinfo", "fcntl",     "chmod",     "pipe2",         "read",        "write",
+    "sigaction",   "getrlimit", "setrlimit", "clock_gettime", "operator new"};
 
 // What becomes of a call: an error (errno, or EAI_…, which are negative), or one of these.
 constexpr int kWorks = 0;
@@ -80,15 +81,15 @@ using Outside = Place<false>;
 struct State {
     Rule rule;
     std::function<void()> afterPoll;  // runs between poll() and what it leads to
-    std::time_t skipped = 0;          // seconds that the clock is ahead
-    bool stopped = false;             // the clock stands still, at:
-    timespec time{};
-    Counts counts{};            // of the calls so far
-    std::size_t moved = 0;      // bytes, by the server
-    std::size_t polled = 0;     // descriptors, by the server, over and over
-    std::set<int> descriptors;  // that the server has open
-    int strayCloses = 0;        // of what it has not
-    int addressLists = 0;       // of getaddrinfo(), not freed
+    double skipped = 0;               // seconds that the clock is ahead
+    bool stopped = false;             // the clock stands still, but for these
+    timespec time{};                  // when it was stopped
+    Counts counts{};                  // of the calls so far
+    std::size_t moved = 0;            // bytes, by the server
+    std::size_t polled = 0;           // descriptors, by the server, over and over
+    std::set<int> descriptors;        // that the server has open
+    int strayCloses = 0;              // of what it has not
+    int addressLists = 0;             // of getaddrinfo(), not freed
 };
 inline State state;
 
@@ -146,7 +147,7 @@ inline int pretend(pollfd *entries, nfds_t size, bool everybody) {
     return ready;
 }
 
-// The first byte alone of what a recvmsg() or sendmsg() is about.
+// The first byte alone of what a sendmsg() is about.
 inline iovec firstByte(const msghdr &message) {
     for (std::size_t i = 0; i < message.msg_iovlen; ++i)
         if (message.msg_iov[i].iov_len > 0) return {message.msg_iov[i].iov_base, 1};
@@ -190,7 +191,7 @@ extern "C" {
 
 int __real_poll(pollfd *entries, nfds_t size, int timeout);
 int __wrap_poll(pollfd *entries, nfds_t size, int timeout) {
-    if (size == 0) return __real_poll(entries, size, timeout);  // only sleeps
+    if (size == 0) return faults::state.skipped += timeout / 1000.0, 0;  // only sleeps
     if (faults::inside) faults::state.polled += size;
     const int fault = faults::next(faults::kPoll);
     int ready = 0;
@@ -210,12 +211,6 @@ ssize_t __real_recv(int fd, void *bytes, std::size_t size, int flags);
 ssize_t __wrap_recv(int fd, void *bytes, std::size_t size, int flags) {
     return faults::moveBytes(faults::kRecv, size,
                              [&](std::size_t some) { return __real_recv(fd, bytes, some, flags); });
-}
-
-ssize_t __real_recvmsg(int fd, msghdr *message, int flags);
-ssize_t __wrap_recvmsg(int fd, msghdr *message, int flags) {
-    return faults::moveMessage(faults::kRecvmsg, message,
-                               [&](msghdr *some) { return __real_recvmsg(fd, some, flags); });
 }
 
 ssize_t __real_send(int fd, const void *bytes, std::size_t size, int flags);
@@ -309,14 +304,6 @@ int __wrap_fcntl(int fd, int command, ...) {
     return result;
 }
 
-// What it opens is not for writing, and so there is no mode. It never fails here.
-int __real_open(const char *path, int flags, ...);
-int __wrap_open(const char *path, int flags, ...) {
-    const int fd = __real_open(path, flags);
-    if (fd >= 0) faults::opened({fd});
-    return fd;
-}
-
 int __real_chmod(const char *path, mode_t mode);
 int __wrap_chmod(const char *path, mode_t mode) {
     return faults::call(faults::kChmod, [&] { return __real_chmod(path, mode); });
@@ -360,11 +347,13 @@ int __wrap_setrlimit(int what, const rlimit *limit) {
 int __real_clock_gettime(clockid_t clock, timespec *now);
 int __wrap_clock_gettime(clockid_t clock, timespec *now) {
     const int result = __real_clock_gettime(clock, now);
-    if (!faults::inside) return result;
-    faults::next(faults::kClock);
     faults::State &state = faults::state;
-    if (!state.stopped) state.time = {now->tv_sec + state.skipped, now->tv_nsec};
-    *now = state.time;
+    if (!faults::inside && !state.stopped) return result;
+    faults::next(faults::kClock);
+    if (!state.stopped) state.time = *now;
+    const auto skipped = std::llround(state.skipped * 1e6) * 1000 + state.time.tv_nsec;
+    now->tv_sec = state.time.tv_sec + static_cast<std::time_t>(skipped / 1'000'000'000);
+    now->tv_nsec = static_cast<long>(skipped % 1'000'000'000);
     return result;
 }
 

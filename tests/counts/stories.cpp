@@ -26,6 +26,16 @@
 #include <string_view>
 #include <vector>
 
+namespace {}  // namespace
+
+// A clock in place of the C library's: each turn takes a millisecond. Under callgrind everything
+// takes long, and what is counted must not depend on the time.
+static long turns = 0;
+extern "C" int clock_gettime(clockid_t, timespec *now) noexcept {
+    *now = {turns / 1000, turns % 1000 * 1'000'000};
+    return 0;
+}
+
 namespace {
 
 enum class Answer { echo, json, broadcast };
@@ -36,15 +46,17 @@ struct CountedConfig : WSBaseConfig {
         port = 0;
         debug = false;
         maxUsers = 2000;
-        busySeconds = 1000;  // turns are slow under callgrind,
-        pingSeconds = 0;     // and counts must not depend on time
+        pingSeconds = 0;
     }
 };
 
 class Server : public WebSocketServer<WSBaseUser, CountedConfig> {
   public:
     explicit Server(Answer answer) : answer_(answer) { listen(); }
-    void once() { turn(std::chrono::milliseconds(0)); }
+    void once() {
+        ++turns;
+        turn(std::chrono::milliseconds(0));
+    }
 
   private:
     void process(WSBaseUser &user, WSMessage &msg) override {
