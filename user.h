@@ -1,9 +1,8 @@
 // SPDX-License-Identifier: MIT
 // Extendible WebSocket Server
 
-// Who is connected (WSBaseUser), and the request that brought them (WSRequest).
-// Derive from WSBaseUser to give your users names, rooms, scores; every hook
-// gets its user as your type.
+// A user (WSBaseUser), and the request that it connected with (WSRequest). Derive from WSBaseUser
+// to give your users names, rooms, scores; every hook gets its user as your type.
 
 #ifndef WS_USER_H
 #define WS_USER_H
@@ -19,48 +18,37 @@
 struct WSConnection;  // these two are private to server.cpp
 struct WSLoop;
 
-// The head of an HTTP request: its request line and header fields, as the
-// opening handshake of RFC 6455 4.1 or a plain GET brought them. It has been
-// checked: whatever these methods give is free of CR, LF and NUL. Each answer is
-// looked up in the text of the head when asked for, so keep what you need often.
+// The head of an HTTP request: an opening handshake (RFC 6455 4.1) or a plain GET. It is checked:
+// no value contains CR, LF or NUL. Each method searches the text, so keep what you need often.
 class WSRequest {
   public:
     WSRequest() = default;
-    // `head`: the request line, the header lines and the empty line, each with its
-    // CRLF. A text that is no valid head gives a request without method and path.
+    // `head`: the request line, the header lines and the empty line, each with its CRLF. If it is
+    // malformed, the request has no method, path or headers.
     WSRequest(std::string head, std::string address);
 
-    // "GET".
-    std::string method() const;
+    std::string method() const;  // "GET" or "HEAD"
 
-    // The path and the query of the request target, as they were sent: percent
-    // signs are not decoded. The path begins with '/', the query comes without
-    // its '?' and may be empty.
+    // Not percent-decoded. The path begins with '/'; the query comes without '?' and may be empty.
     std::string path() const;
     std::string query() const;
 
-    // One parameter of the query ("?room=blue+sky"), decoded: '+' is a space,
-    // %41 is A. Empty if there is none. Bytes that it decodes to may be anything.
+    // A parameter of the query ("?room=blue+sky"), or "". It is decoded ('+' is a space, %41 is A),
+    // so it may contain any bytes.
     std::string parameter(std::string_view name) const;
 
-    // A header field by its name, upper or lower case. Several of one name are
-    // joined by ", " (RFC 9110 5.3). Empty if there is none; hasHeader() tells
-    // an empty one from none.
+    // A header field, or "" (hasHeader() tells an empty one from none). The case of `name` does not
+    // matter. Fields with the same name are joined by ", " (RFC 9110 5.3).
     std::string header(std::string_view name) const;
     bool hasHeader(std::string_view name) const;
     std::vector<std::pair<std::string, std::string>> headers() const;
 
-    // A cookie by its name, as it was sent (RFC 6265 5.4). Empty if there is none.
-    std::string cookie(std::string_view name) const;
+    std::string cookie(std::string_view name) const;         // as sent (RFC 6265 5.4), or ""
+    std::string origin() const { return header("Origin"); }  // "" if the client is not a browser
+    std::vector<std::string> protocols() const;              // that the client offers, best first
 
-    // The page's origin, "https://example.com"; empty if the client is no browser.
-    std::string origin() const { return header("Origin"); }
-
-    // The subprotocols that the client offers, in its order of preference.
-    std::vector<std::string> protocols() const;
-
-    // The client's numeric IP address: "127.0.0.1", "::1"; "unix" if it came by a Unix socket.
-    // What a proxy says is believed from WSBaseConfig::trustedProxies only.
+    // The client's IP address, "127.0.0.1" or "::1", or "unix" for a Unix socket. Proxies are
+    // believed about it only if they are in WSBaseConfig::trustedProxies.
     const std::string &address() const { return address_; }
 
   private:
@@ -68,10 +56,9 @@ class WSRequest {
     std::string address_;
 };
 
-// A user exists from its opening handshake on (preConnect is the first hook to
-// see it) until postDisconnect has run for it, and is destroyed by the server.
-// References to it are good for as long; who must remember somebody for longer
-// keeps the id. Its destructor may run after your server's: it must not use that.
+// A user exists from preConnect(), the first hook to see it, until postDisconnect() has run for it;
+// then the server destroys it. References are valid for that long: to remember a user for longer,
+// keep its id. Its destructor may run after your server's, so it must not use the server.
 class WSBaseUser {
   public:
     WSBaseUser() = default;
@@ -79,17 +66,19 @@ class WSBaseUser {
     WSBaseUser(const WSBaseUser &) = delete;
     WSBaseUser &operator=(const WSBaseUser &) = delete;
 
-    // Seconds without a message after which this user counts as idle and is
-    // disconnected (close code 1001); 0 means never. Pings are no messages.
+    // Seconds without a message until this user is idle; 0: never. Pings do not count. Idle users
+    // are disconnected (1001) only to make room: when a newcomer finds maxUsers reached, those idle
+    // for longest go, as many as needed. A user that only listens stays as long as there is room.
     double maxIdle = 60;
 
-    // Called for each message, before process(). Resets the idle clock; who
-    // overrides it calls it, unless this message shall not count.
+    // Called for each message, before process(). Resets the idle clock: an override calls this one,
+    // unless the message is not to count.
     virtual void messageReceived() {
         if (clock_ != nullptr) lastMessage_ = *clock_;
     }
 
-    // Asked about once a second, and when a newcomer finds no room.
+    // Asked only when a newcomer finds maxUsers reached. A user whose message has arrived, but is
+    // not read yet, is not idle whatever this returns.
     virtual bool isIdle() const { return maxIdle > 0 && idleSeconds() > maxIdle; }
 
     // Seconds since the last message, or since the handshake.
@@ -97,33 +86,26 @@ class WSBaseUser {
         return clock_ == nullptr ? 0 : static_cast<double>(*clock_ - lastMessage_) / 1e6;
     }
 
-    // 1, 2, 3, … in the order of arrival; never used again.
-    std::uint64_t id() const { return id_; }
+    std::uint64_t id() const { return id_; }  // 1, 2, 3, … in order of arrival; never reused
+    int socket() const;  // for setsockopt(); reading, writing or closing it breaks the connection
 
-    // The socket's descriptor. It is there for setsockopt() and the like: who
-    // reads, writes or closes it breaks the connection.
-    int socket() const;
-
-    // Bytes that were sent to this user, with the headers of their frames, and that the
-    // kernel has not taken yet. Look at it before you send what a slow user can do without;
-    // above WSBaseConfig::lowMarkBytes nothing is read from the user, and
-    // WebSocketServer::drained() tells when all is gone. 0 when not connected.
+    // Bytes queued for this user, frame headers included, that the kernel has not taken yet; 0 when
+    // not connected. Check it before you send what a slow user can do without. Above lowMarkBytes
+    // nothing is read from the user; drained() tells when all are gone.
     std::size_t backlog() const;
 
-    // How this user came.
     const WSRequest &request() const { return request_; }
     const std::string &address() const { return request_.address(); }
 
-    // The agreed subprotocol: the first of WSBaseConfig::protocols that was offered, or what
-    // preConnect() chose; empty if there is none.
+    // The agreed subprotocol, or "": the first of WSBaseConfig::protocols that the client offers,
+    // or what preConnect() chose.
     const std::string &protocol() const {
         static const std::string none;
         return protocol_ ? *protocol_ : none;
     }
 
-    // Why it ends, for preDisconnect: the close code (RFC 6455 7.4) and its
-    // reason, whoever gave them. 1005: the peer closed without a code; 1006: the
-    // connection was lost without a closing handshake. 0 while it has not ended.
+    // Why the user ended, for preDisconnect(): the close code (RFC 6455 7.4) and reason, from
+    // either side. 1005: the peer's Close had no code; 1006: there was no Close; 0: not ended yet.
     int closeCode() const;
     const std::string &closeReason() const { return closeReason_; }
 
@@ -132,7 +114,7 @@ class WSBaseUser {
 
     std::uint64_t id_ = 0;
     WSConnection *connection_ = nullptr;   // the socket's side of it
-    const std::int64_t *clock_ = nullptr;  // the server's clock, in milliseconds
+    const std::int64_t *clock_ = nullptr;  // the server's clock, in microseconds
     std::int64_t lastMessage_ = 0;         // by that clock
     WSRequest request_;
     std::unique_ptr<const std::string> protocol_;  // few users have one
