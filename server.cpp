@@ -1057,6 +1057,13 @@ struct WSLoop {
 
     // Whether there is room for this newcomer. The users that have been idle for longest make room.
     bool hasRoomFor(const WSConnection &newcomer) {
+        const auto sameAddress = [&](const auto &c) {
+            return c->state == State::open && c->address == newcomer.address;
+        };
+        const int most = config_.maxUsersPerAddress;
+        if (most > 0 &&
+            std::count_if(connections_.begin(), connections_.end(), sameAddress) >= most)
+            return false;
         while (userCount_ >= config_.maxUsers) {
             WSConnection *idlest = nullptr;
             const auto isEarlier = [&](const WSConnection &c) {
@@ -1067,13 +1074,7 @@ struct WSLoop {
             if (idlest == nullptr) break;
             disconnect(*idlest->user, kGoingAway, "idle");
         }
-        if (userCount_ >= config_.maxUsers) return false;
-        const auto sameAddress = [&](const auto &c) {
-            return c->state == State::open && c->address == newcomer.address;
-        };
-        const int most = config_.maxUsersPerAddress;
-        return most <= 0 ||
-               std::count_if(connections_.begin(), connections_.end(), sameAddress) < most;
+        return userCount_ < config_.maxUsers;
     }
 
     // A user is not idle if its message has arrived, but is not read yet.
