@@ -64,7 +64,7 @@ TEST_CASE("answer: who is this?") {
     class Server : public QuietChat {
         // [Who is this?]
         void preConnect(ChatUser &user, int) override {
-            user.nick = nickOf(user.request().cookie("session"));  // a look at your database
+            user.nick = nickOf(user.request().cookie("session"));  // your database knows
             if (user.nick.empty()) refuse(user, 401, "log in first");
         }
         void process(ChatUser &user, WSMessage &msg) override {
@@ -85,7 +85,7 @@ TEST_CASE("answer: path and headers") {
         void preConnect(ChatUser &user, int) override {
             const WSRequest &request = user.request();
             if (request.path() != "/chat") return refuse(user, 404, "the chat is at /chat");
-            user.room = request.parameter("room");  // of "/chat?room=blue+sky"
+            user.room = request.parameter("room");  // "blue sky" in "/chat?room=blue+sky"
             user.browser = request.header("User-Agent");
         }
         // [end]
@@ -107,7 +107,7 @@ TEST_CASE("answer: close with a reason") {
             if (msg.isBinary()) return disconnect(user, 1003, "text only, please");
             if (msg.payload() == "/quit") disconnect(user, 4000, "see you");
         }
-        void preDisconnect(ChatUser &user, int) override {  // whoever has closed
+        void preDisconnect(ChatUser &user, int) override {  // whichever side closed
             ends.push_back(std::to_string(user.closeCode()) + ' ' + user.closeReason());
         }
         // [end]
@@ -135,7 +135,7 @@ TEST_CASE("answer: from another thread") {
         void process(ChatUser &user, WSMessage &msg) override {
             // [From another thread]
             workers.emplace_back([this, id = user.id(), question = msg.payload()] {
-                const std::string answer = slowAnswer(question);  // in a thread of its own
+                const std::string answer = slowAnswer(question);  // in the worker's thread
                 post([this, id, answer] {                         // in the server's thread
                     if (ChatUser *asker = findUser(id)) sendToUser(*asker, answer);
                 });
@@ -201,8 +201,8 @@ TEST_CASE("answer: health check") {
 TEST_CASE("answer: TLS") {
     Config config;
     // [TLS]
-    config.address = "unix:/run/chat/socket";  // the proxy reaches it, nobody else does
-    config.unixMode = 0660;                    // if it is in the group
+    config.address = "unix:/run/chat/socket";  // only the proxy reaches it,
+    config.unixMode = 0660;                    // as a member of the file's group
     config.uniqueOrigin = {"https://chat.example.com"};
     // [end]
     config.address = "127.0.0.1";  // (tests/black_listen_test.cpp tries Unix sockets)
@@ -214,8 +214,9 @@ TEST_CASE("answer: TLS") {
 TEST_CASE("answer: behind a proxy") {
     Config config;
     // [Behind a proxy]
-    config.trustedProxies = {"127.0.0.1", "10.0.0.0/8"};  // yours, and nobody else
-    config.pingSeconds = 20;                              // their idle timeout has to be longer
+    config.trustedProxies = {"127.0.0.1", "10.0.0.0/8"};  // your own proxies, no others
+    config.maxUsersPerAddress = 20;                       // counts clients, not proxies
+    config.pingSeconds = 20;                              // less than the proxies' idle timeout
     // [end]
     QuietChat server(config);
     Peer ann(server, "/", "X-Forwarded-For: 192.0.2.99, 192.0.2.7, 10.0.0.1\r\n");
@@ -248,7 +249,7 @@ TEST_CASE("answer: how to stop") {
     // [How to stop]
     ChatServer server(config);
     server.stopOn({SIGINT, SIGTERM});
-    server.run();  // returns when all have got what was queued for them, and 1001
+    server.run();  // returns when all users have received what was queued, and 1001
     // [end]
     CHECK(server.userCount() == 0);
 }

@@ -160,7 +160,7 @@ TEST_CASE("the ready answers are those of tests/black_answers_test.cpp, word for
         const auto lines = std::count(code.begin(), code.end(), '\n');
         CHECK(lines >= 3);
         CHECK(lines <= 8);
-        CHECK(readme.find("### " + title + "\n\n```cpp\n" + code + "```\n") != readme.npos);
+        CHECK(readme.find("### " + title + "\n```cpp\n" + code + "```\n") != readme.npos);
         CHECK(readme.find('[' + title + "](#" + anchorOf(title) + ')') != readme.npos);
     }
     CHECK(occurrences(readme, "\n### ") == tested.size());
