@@ -453,7 +453,8 @@ struct WSLoop {
 
     void logTrouble(const char *what, int error) {
         if (now_ - std::exchange(lastTrouble_, now_) > kSecond)
-            log(WSLevel::warning, "cannot ", what, ", trying again: ", errorText(error));
+            log(WSLevel::warning, "cannot ", what,
+                ", trying again: ", std::generic_category().message(error));
     }
 
     // A call for one connection failed. If the kernel is short of memory, the next poll() rests.
@@ -472,13 +473,16 @@ struct WSLoop {
         return c.state != State::dead && (c.ready != 0 || (c.waits && !isThrottled(c)));
     }
 
+    static std::size_t shareOf(std::size_t connections) {
+        return std::clamp(kTurnBytes / (connections + 1), kLeastBytes, kMostBytes);
+    }
+
     // At least one of each rank, and more while its time lasts. The others stay listed, in front.
     void serve() {
         constexpr std::array<Microseconds, 3> kTimes{4 * kMillisecond, kMillisecond, kMillisecond};
         std::size_t ready = 0;
         for (const WSConnection *c : busy_) ready += isReady(*c);
-        if (ready == 0) return;
-        share_ = std::clamp(kTurnBytes / ready, kLeastBytes, kMostBytes);
+        share_ = shareOf(ready);
         for (std::size_t rank = 0; rank < kTimes.size(); ++rank) {
             const Microseconds end = clock_ + kTimes[rank];
             for (std::size_t i = 0; i < busy_.size(); ++i) {
@@ -557,30 +561,24 @@ struct WSLoop {
 
     // Starts the shutdown if preShutdown() agrees; ends it when its time is over, or at a signal.
     void heedStop() {
-        if (shuttingDown_) {
-            if (signals_ == 0 && now_ < shutdownDeadline_) return;
+        const bool asked = stopAsked_.exchange(false) || signals_ > 0;
+        if (shuttingDown_ && (signals_ > 0 || now_ >= shutdownDeadline_))
             for (const auto &c : connections_) lose(*c, "shutdown");
-        } else if (stopAsked_.exchange(false) || signals_ > 0) {
-            signals_ = 0;
-            bool doShutdown = true;
-            callHook(nullptr, "preShutdown", [&] { server_.preShutdown(doShutdown); });
-            if (doShutdown) beginShutdown();
-            else log(WSLevel::debug, "preShutdown() objected: the server goes on");
-        }
-    }
-
-    void beginShutdown() {
+        if (shuttingDown_ || !asked) return;
+        signals_ = 0;
+        bool doShutdown = true;
+        callHook(nullptr, "preShutdown", [&] { server_.preShutdown(doShutdown); });
+        if (!doShutdown) return log(WSLevel::debug, "preShutdown() objected: the server goes on");
         log(WSLevel::debug, "shutting down");
         shuttingDown_ = true;
         shutdownDeadline_ = now_ + microseconds(config_.shutdownSeconds);
         closeListeners();
-        for (const auto &c : connections_)
-            guarded(*c, [&] {
-                if (c->state == State::open)
-                    disconnect(*c->user, kGoingAway, "the server shuts down");
-                if (c->state == State::handshaking)
-                    answer(*c, plainResponse(503, "The server shuts down."));
-            });
+        for (const auto &c : connections_) guarded(*c, [&] { sendAway(*c); });
+    }
+
+    void sendAway(WSConnection &c) {
+        if (c.state == State::open) disconnect(*c.user, kGoingAway, "the server shuts down");
+        if (c.state == State::handshaking) answer(c, plainResponse(503, "The server shuts down."));
     }
 
     // True once: when the last connection of a shutdown is closed.
@@ -611,6 +609,7 @@ struct WSLoop {
     void finish() {
         const auto leaves = [](const WSConnection &c) { return c.user && c.state > State::open; };
         finishing_.swap(busy_);
+        share_ = shareOf(finishing_.size());
         for (WSConnection *c : finishing_)
             if (!c->stalled) flush(*c);
         const Microseconds end = look() + kMillisecond;
@@ -1029,8 +1028,7 @@ struct WSLoop {
     // Moves a connection on towards its end. The first code and reason are for the hooks.
     void end(WSConnection &c, int code, std::string reason, State next) {
         if (!inTurn_) now_ = look();
-        const bool leaves = c.state == State::open;
-        if (leaves) {
+        if (c.state == State::open) {
             c.user->closeReason_ = std::move(reason);
             c.closeCode = static_cast<std::uint16_t>(code);
             --userCount_;
@@ -1042,13 +1040,13 @@ struct WSLoop {
         }
         c.state = std::max(c.state, next);
         touch(c);
-        if (leaves)
-            guarded(c, [&] { ++stats_.disconnects[code < 3000 ? code : code / 1000 * 1000]; });
     }
 
     // The last two hooks of a user, and its end. The connection may live on, to close properly.
     void sayGoodbye(WSConnection &c) {
-        log(WSLevel::debug, c, " left: ", c.closeCode, " ", c.user->closeReason_);
+        const int code = c.closeCode;
+        log(WSLevel::debug, c, " left: ", code, " ", c.user->closeReason_);
+        guarded(c, [&] { ++stats_.disconnects[code < 3000 ? code : code / 1000 * 1000]; });
         callHook(&c, "preDisconnect", [&] { server_.callPreDisconnect(*c.user, c.fd); });
         callHook(&c, "postDisconnect", [&] { server_.postDisconnect(); });
         byId_.erase(c.user->id_);
@@ -1147,7 +1145,6 @@ struct WSLoop {
         return text;
     }
 
-    static std::string errorText(int error) { return std::generic_category().message(error); }
     static bool wouldBlock(int error) { return error == EAGAIN || error == EWOULDBLOCK; }
 
     // === 6. The handshake's glue =================================================================
@@ -1370,7 +1367,7 @@ struct WSLoop {
         for (int i = 0; i < tries && error == EADDRINUSE; ++i) error = openListeners(places);
         if (error != 0)
             throw std::runtime_error(placeName(config_.port) + ": cannot listen there (" +
-                                     errorText(error) +
+                                     std::generic_category().message(error) +
                                      "); stop what listens there, or set another address or port");
         raiseFileLimit();
         lastTick_ = now_ = look();

@@ -183,3 +183,18 @@ TEST_CASE("The destructor of a user may call the user's own methods, however it 
     REQUIRE(epitaphs.size() == 3);  // the server is gone
     CHECK(epitaphs.back() == "3 0 owed open /left 127.0.0.1 ");
 }
+
+TEST_CASE("A second shutdown() or stop() during a shutdown does not make the loop spin") {
+    Server server;
+    Peer slow(server, "/", "", 4096);
+    slow.appetite = 0;
+    CHECK(server.sendToAll(std::string(20'000'000, 'x')) == 1);
+    server.shutdown();
+    server.turn(0ms);
+    server.shutdown();
+    server.stop();
+    int turns = 0;
+    for (const auto end = Clock::now() + 200ms; Clock::now() < end; ++turns)
+        REQUIRE(server.turn(50ms));
+    CHECK(turns < 25);
+}
