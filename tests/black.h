@@ -117,7 +117,7 @@ class Server : public WebSocketServer<User, Config> {
     std::function<void(const WSRequest &, WSResponse &)> onHttp;
 
     // Those of the hooks that tell of users coming and going.
-    Strings comings() const {
+    Strings connectHooks() const {
         Strings some;
         for (const std::string &hook : hooks)
             if (has(hook, "onnect")) some.push_back(hook);

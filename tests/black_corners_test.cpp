@@ -28,7 +28,7 @@ TEST_CASE("Who is lost between two turns is neither read from nor asked whether 
     const std::string large(16 * 1024 * 1024, 'x');
     while (server.sendToAll(large) == 1) {}
     server.turn(0ms);
-    CHECK(joined(server.comings()) ==
+    CHECK(joined(server.connectHooks()) ==
           "preConnect 1, postConnect 1, preDisconnect 1 1008, postDisconnect");
     CHECK(joined(server.reasons) == "too slow");
 }

@@ -56,7 +56,7 @@ class Subject : public Server {
     // Those whose hooks did not come in pairs; "" if there is nobody.
     std::string brokenPairs() const {
         std::map<std::string, int> count;
-        for (const std::string &hook : comings()) ++count[hook.substr(0, hook.find(' ', 15))];
+        for (const std::string &hook : connectHooks()) ++count[hook.substr(0, hook.find(' ', 15))];
         std::string broken;
         int ends = 0;
         for (const auto &[id, name] : names) {

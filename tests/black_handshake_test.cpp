@@ -171,7 +171,7 @@ TEST_CASE("What is no handshake gets the right status and headers, and no user")
             CHECK_FALSE(answer.body.empty());
             if (!row.name.empty()) CHECK(answer.header(row.name) == row.value);
             if (row.name == "Upgrade") CHECK(has(answer.header("Connection"), "Upgrade"));
-            CHECK(server.comings().empty());
+            CHECK(server.connectHooks().empty());
         }
     }
 }
@@ -446,7 +446,7 @@ TEST_CASE("httpRequest() sees the request and answers it") {
     CHECK(answer.header("Content-Type") == "text/html; charset=utf-8");
     CHECK(answer.header("X-Where") == "a=b&c");
     CHECK(answer.body == "<p>GET /page 127.0.0.1");
-    CHECK(server.comings().empty());
+    CHECK(server.connectHooks().empty());
 }
 
 TEST_CASE("Whatever httpRequest() gives, what is sent is a proper answer") {

@@ -18,7 +18,7 @@ namespace {
 void checkPairs(const Server &server, std::size_t refused = 0) {
     std::map<std::string, Strings> perUser;
     Strings ends;
-    for (const std::string &hook : server.comings()) {
+    for (const std::string &hook : server.connectHooks()) {
         if (has(hook, "Disconnect")) ends.push_back(hook.substr(0, hook.find(' ')));
         if (hook == "postDisconnect") continue;
         const std::size_t id = hook.find(' ') + 1;
@@ -165,7 +165,7 @@ TEST_CASE("However a user ends, the last two hooks run once, with code and reaso
         pump(server, "postDisconnect", [&] {
             return std::count(server.hooks.begin(), server.hooks.end(), "postDisconnect") > 0;
         });
-        const Strings comings = server.comings();
+        const Strings comings = server.connectHooks();
         const Strings expected{"preConnect 1", "postConnect 1",
                                "preDisconnect 1 " + std::to_string(row.code), "postDisconnect"};
         for (const std::string &hook : expected)
@@ -223,7 +223,7 @@ TEST_CASE("A hook that throws costs its own user only") {
             Client reader(server);
             reader.send("GET /page HTTP/1.1\r\nHost: a\r\n\r\n");
             CHECK(reader.status() == (row.hook == "httpRequest" ? 500 : 426));
-            CHECK(joined(server.comings()) == row.comings);
+            CHECK(joined(server.connectHooks()) == row.comings);
 
             witness.send(frame(kText, "still here"));
             const Strings heard = witness.hearUntilPong();

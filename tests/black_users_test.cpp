@@ -202,7 +202,7 @@ TEST_CASE("Who never answers is given up, even while messages are sent to it") {
         while (Clock::now() < next) server.turn(20ms);
         server.sendToAll("news");
     }
-    CHECK(server.comings().at(2) == "preDisconnect 1 1006");
+    CHECK(server.connectHooks().at(2) == "preDisconnect 1 1006");
 }
 
 // ----------------------------------------------------------------------------
