@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: MIT
 // Extendible WebSocket Server
 
-// What the black-box tests share: a server that notes which hooks run, and whose hooks
-// can be replaced one by one; and raw clients that talk to it over real sockets.
+// Shared by the black-box tests: a server that records its hooks and lets a test replace each of
+// them, and raw clients that talk to it over real sockets.
 //
-// Server and clients live in one thread: a client that waits lets the server take turns.
-// So each test is the same every time, and one that waits in vain fails instead of hanging.
+// Server and clients share one thread: while a client waits, the server takes turns. So every
+// run is the same, and a wait that never ends fails instead of hanging.
 
 #ifndef WS_TESTS_BLACK_H
 #define WS_TESTS_BLACK_H
@@ -43,7 +43,7 @@ using namespace std::string_literals;
 using Clock = std::chrono::steady_clock;
 using Strings = std::vector<std::string>;
 
-// Then somebody waits in vain, and the test fails. valgrind makes all of it 20 times slower.
+// The longest wait before a test fails. Under valgrind everything is 20 times slower.
 #ifdef UNDER_VALGRIND
 constexpr bool kUnderValgrind = true;
 constexpr auto kPatience = 60s;
@@ -51,14 +51,14 @@ constexpr auto kPatience = 60s;
 constexpr bool kUnderValgrind = false;
 constexpr auto kPatience = 5s;
 #endif
-constexpr auto kTurn = 2ms;  // how long the server may wait in one of its turns
+constexpr auto kTurn = 2ms;  // the longest that one turn may wait
 
-// Lets the server take turns until something is so.
+// Lets the server take turns until done(). Throws after kPatience.
 template <class Done>
 void pump(WSBaseServer &server, const char *what, Done done) {
     const auto end = Clock::now() + kPatience;
     while (!done()) {
-        if (Clock::now() > end) throw std::runtime_error("waited in vain for "s + what);
+        if (Clock::now() > end) throw std::runtime_error("timed out waiting for "s + what);
         server.turn(kTurn);
     }
 }
@@ -67,7 +67,7 @@ inline bool has(std::string_view text, std::string_view part) {
     return text.find(part) != std::string_view::npos;
 }
 
-// How many descriptors this process has open.
+// The number of descriptors that this process has open.
 inline int openDescriptors() {
     int count = 0;
     for (int fd = 0; fd < 1024; ++fd) count += ::fcntl(fd, F_GETFD) >= 0;
@@ -99,16 +99,15 @@ struct Config : WSBaseConfig {
     }
 };
 
-// Notes in `hooks` what runs, and in `lines` what is printed. Echoes what it is sent,
-// unless onProcess says something else.
+// Records the hooks that run and the lines that it logs. Echoes messages unless onProcess is set.
 class Server : public WebSocketServer<User, Config> {
   public:
     using Change = std::function<void(Config &)>;
     explicit Server(const Change &change = {}) : WebSocketServer(changed(change)) { listen(); }
 
     Strings hooks;    // such as "preDisconnect 1 1000", "postDisconnect", "process 1: hello"
-    Strings lines;    // of the console
-    Strings reasons;  // of preDisconnect, in order
+    Strings lines;    // from console()
+    Strings reasons;  // from preDisconnect(), in order
 
     std::function<void(User &, WSMessage &)> onProcess, onPreSend, onPostSend;
     std::function<void(User &)> onPreConnect, onPostConnect, onPreDisconnect, onDrained;
@@ -116,7 +115,7 @@ class Server : public WebSocketServer<User, Config> {
     std::function<void(bool &)> onPreShutdown;
     std::function<void(const WSRequest &, WSResponse &)> onHttp;
 
-    // Those of the hooks that tell of users coming and going.
+    // The connect and disconnect hooks in `hooks`.
     Strings connectHooks() const {
         Strings some;
         for (const std::string &hook : hooks)
@@ -128,18 +127,18 @@ class Server : public WebSocketServer<User, Config> {
         return std::any_of(lines.begin(), lines.end(), [&](auto &line) { return has(line, part); });
     }
 
-    // The user with this id; the test fails if there is none.
+    // The user with this id. Throws if there is none.
     User &user(std::uint64_t id) {
         for (User &one : users())
             if (one.id() == id) return one;
         throw std::runtime_error("there is no user " + std::to_string(id));
     }
 
-    // Takes turns until the shutdown has ended.
+    // Takes turns until the shutdown is complete.
     void takeLastTurns() {
         const auto end = Clock::now() + kPatience;
         while (turn(kTurn))
-            if (Clock::now() > end) throw std::runtime_error("the shutdown does not end");
+            if (Clock::now() > end) throw std::runtime_error("the shutdown never ends");
     }
 
   protected:
@@ -209,7 +208,7 @@ class Server : public WebSocketServer<User, Config> {
     }
 };
 
-// A server that runs in a thread of its own; the destructor ends it.
+// Runs a server in a thread of its own; the destructor stops it.
 class Running {
   public:
     explicit Running(Server &server) : server_(server), end_(ended_.get_future()) {
@@ -225,7 +224,7 @@ class Running {
     Running(const Running &) = delete;
     Running &operator=(const Running &) = delete;
 
-    // False if it has not ended in time.
+    // False if run() does not return in time.
     bool waitForEnd(std::chrono::seconds patience = kPatience) {
         return end_.wait_for(patience) == std::future_status::ready;
     }
@@ -244,16 +243,16 @@ class Running {
 enum Opcode : unsigned { kContinuation, kText, kBinary, kClose = 8, kPing, kPong };
 
 constexpr unsigned kFin = 0x80, kMask = 0x80;
-constexpr std::string_view kMaskingKey = "\x37\xfa\x21\x3d";  // of RFC 6455 5.7
+constexpr std::string_view kMaskingKey = "\x37\xfa\x21\x3d";  // RFC 6455 5.7
 
-// `size` bytes, most significant first.
+// The number in `size` bytes, most significant first.
 inline std::string networkOrder(std::uint64_t number, unsigned size) {
     std::string bytes;
     for (unsigned i = size; i-- > 0;) bytes += static_cast<char>(number >> 8 * i);
     return bytes;
 }
 
-// A frame's header with its masking key; `first` is the whole first byte.
+// A frame header with its masking key; `first` is the whole first byte.
 inline std::string header(unsigned first, std::uint64_t length) {
     const unsigned size = length < 126 ? 0 : length < 65536 ? 2 : 8;
     const std::uint64_t second = size == 0 ? length : size == 2 ? 126 : 127;
@@ -268,7 +267,7 @@ inline std::string masked(std::string_view payload) {
     return bytes;
 }
 
-// A frame with `payload`; not the last of its message if `fin` is 0.
+// A frame; with `fin` 0 it is not the last of its message.
 inline std::string frame(unsigned opcode, std::string_view payload, unsigned fin = kFin) {
     return header(fin | opcode, payload.size()) + masked(payload);
 }
@@ -277,7 +276,7 @@ inline std::string closeFrame(int code, std::string_view reason = {}) {
     return frame(kClose, networkOrder(static_cast<std::uint64_t>(code), 2).append(reason));
 }
 
-// The sample key of RFC 6455 1.3.
+// An opening handshake, with the sample key of RFC 6455 1.3.
 inline std::string upgrade(const std::string &target = "/", const std::string &headers = {}) {
     return "GET " + target +
            " HTTP/1.1\r\n"
@@ -293,13 +292,13 @@ inline std::string upgrade(const std::string &target = "/", const std::string &h
 // The clients
 // ----------------------------------------------------------------------------
 
-// An HTTP answer, read to its end.
+// An HTTP answer, read until the connection ends.
 struct Answer {
     int status = 0;
     std::string head, body;
-    std::string end;  // of the connection: "EOF" or "RST"
+    std::string end;  // how the connection ended: "EOF" or "RST"
 
-    // A header's value; empty if it is missing or there are two of it.
+    // A header's value; empty if the header is missing or repeated.
     std::string header(std::string name) const {
         const auto lower = [](std::string mixed) {
             for (char &c : mixed) c = c >= 'A' && c <= 'Z' ? static_cast<char>(c + 32) : c;
@@ -314,8 +313,8 @@ struct Answer {
     }
 };
 
-// A TCP connection to a server: of this thread, that takes turns while the client waits,
-// or of another thread or process.
+// A TCP connection to a server. One in this thread takes turns while the client waits; one in
+// another thread or process is known by its port alone.
 class Client {
   public:
     explicit Client(WSBaseServer &server, int receiveBuffer = 0, const char *address = "127.0.0.1",
@@ -324,7 +323,8 @@ class Client {
         server_ = &server;
     }
 
-    // To a numeric address, IPv4 or IPv6; `from` may be another IPv4 address of this machine.
+    // Connects to a numeric IPv4 or IPv6 address, optionally from another IPv4 address of this
+    // machine.
     explicit Client(int port, int receiveBuffer = 0, const char *address = "127.0.0.1",
                     const char *from = nullptr) {
         sockaddr_in in{};
@@ -351,7 +351,7 @@ class Client {
         ::fcntl(fd_, F_SETFD, FD_CLOEXEC);
     }
 
-    // With a socket that is connected already.
+    // Takes over a connected socket.
     struct Connected {
         int fd;
     };
@@ -363,8 +363,8 @@ class Client {
     Client(const Client &) = delete;
     Client &operator=(const Client &) = delete;
 
-    // Sends it all. If the server does not take it all at once, reads what that sends in
-    // the meantime: two who only send would wait for each other.
+    // Sends everything. Also receives while it waits: a client and a server that only send would
+    // wait for each other.
     void send(std::string_view bytes) {
         wait("the server to read", [&] {
             const std::optional<std::size_t> sent = trySend(bytes);
@@ -373,15 +373,15 @@ class Client {
         });
     }
 
-    // Sends what the kernel takes at once, and says how much. Nothing if the connection is
-    // gone; receive() will tell how.
+    // Sends what the kernel takes at once and returns its size, or nullopt if the connection is
+    // gone; receive() then finds out how.
     std::optional<std::size_t> trySend(std::string_view bytes) {
         const ssize_t sent = ::send(fd_, bytes.data(), bytes.size(), MSG_NOSIGNAL);
         if (sent < 0 && errno != EAGAIN) return std::nullopt;
         return static_cast<std::size_t>(std::max<ssize_t>(sent, 0));
     }
 
-    // Sends it, and has the server take it in a turn of its own.
+    // Sends the bytes and lets the server read them in a turn of their own.
     void step(std::string_view bytes) {
         send(bytes);
         server_->turn(end.empty() ? 20ms : 0ms);
@@ -399,37 +399,37 @@ class Client {
         close();
     }
 
-    // What was received and not yet taken; and, when the server has ended the connection,
-    // "EOF" or "RST".
+    // The bytes received but not yet taken; "EOF" or "RST" once the server has ended the
+    // connection.
     std::string input, end;
 
-    // Whether this side is left open, then; ordinary clients close it.
+    // Whether this side then stays open; ordinary clients close it.
     bool keepsOpen = false;
 
-    // How many bytes it is yet willing to read.
+    // How many more bytes the client is willing to read.
     std::size_t appetite = std::string::npos;
 
-    // Waits until something is so, receiving all that comes.
+    // Receives until done(). Throws after kPatience.
     template <class Done>
     void wait(const char *what, Done done) {
         const auto until = Clock::now() + kPatience;
         for (;;) {
             receive();
             if (done()) return;
-            if (Clock::now() > until) throw std::runtime_error("waited in vain for "s + what);
+            if (Clock::now() > until) throw std::runtime_error("timed out waiting for "s + what);
             takeTurn();
         }
     }
 
-    // Takes the input up to the empty line that ends a head, and that; "" if the end comes first.
+    // Takes a whole head, with its final empty line; "" if the connection ends first.
     std::string head() {
         wait("a head", [&] { return has(input, "\r\n\r\n") || !end.empty(); });
         const std::size_t size = input.find("\r\n\r\n");
         return size == input.npos ? std::string() : taken(size + 4);
     }
 
-    // A whole answer, and what has to be so in each that is not 101. The answer to HEAD is
-    // the one that has a length without having a body.
+    // Takes a whole answer, and checks what holds for every one that is not a 101. An answer to
+    // HEAD has a length but no body.
     Answer answer(bool toHead = false) {
         Answer all;
         all.head = head();
@@ -447,7 +447,7 @@ class Client {
         return all;
     }
 
-    // The status of the answer alone.
+    // The same, but returns only the status.
     int status() { return answer().status; }
 
     void receive() {
@@ -492,10 +492,10 @@ class Client {
     int fd_ = -1;
 };
 
-// A client that has its opening handshake behind it, and reads frames.
+// A client that has completed its opening handshake and reads frames.
 class Peer : public Client {
   public:
-    template <class Where>  // the server, or a port
+    template <class Where>  // a server or a port
     explicit Peer(Where &&where, const std::string &target = "/", const std::string &headers = {},
                   int receiveBuffer = 0)
         : Client(std::forward<Where>(where), receiveBuffer) {
@@ -505,27 +505,27 @@ class Peer : public Client {
             throw std::runtime_error("the handshake failed: " + response);
     }
 
-    std::string response;  // the head of the 101
+    std::string response;  // the head of the 101 answer
 
     struct Frame {
         unsigned opcode = 0;
         std::string payload;
     };
 
-    // The next frame; nothing if the connection ends first.
+    // The next frame; nullopt if the connection ends first.
     std::optional<Frame> next() {
         std::size_t size = 0;
         wait("a frame", [&] { return (size = frameSize()) > 0 || !end.empty(); });
         if (size == 0) return std::nullopt;
         const std::string bytes = taken(size);
-        // A server's frames are unmasked, and ours are never fragmented or extended.
+        // Our server never fragments a message and never sets a reserved bit.
         const auto first = static_cast<unsigned char>(bytes[0]);
-        if ((first & 0xF0) != kFin) throw std::runtime_error("a strange first byte of a frame");
+        if ((first & 0xF0) != kFin) throw std::runtime_error("unexpected first byte of a frame");
         return Frame{first & 0xFU, bytes.substr(headerSize(bytes))};
     }
 
-    // The next frame in words: "text hello", "pong", "close 1000" (whatever its reason);
-    // at the end "EOF" or "RST".
+    // The next frame in words: "text hello", "pong", "close 1000" (without its reason); "EOF" or
+    // "RST" at the end.
     std::string hear() {
         const std::optional<Frame> heard = next();
         if (!heard) return end;
@@ -535,7 +535,7 @@ class Peer : public Client {
         return "close " + std::to_string(number(payload.substr(0, 2)));
     }
 
-    // All that comes up to the end.
+    // Everything up to the end, in words.
     Strings hearAll() {
         Strings all;
         do all.push_back(hear());
@@ -543,7 +543,7 @@ class Peer : public Client {
         return all;
     }
 
-    // The server takes turns until it has read and answered all that was sent so far.
+    // All frames, in words, until the server has answered everything sent so far.
     Strings hearUntilPong() {
         send(frame(kPing, "done?"));
         Strings all;
@@ -578,7 +578,7 @@ class Peer : public Client {
         return second < 126 ? 2 : second == 126 ? 4 : 10;
     }
 
-    // The size of the first frame in the input; 0 while it is not all there.
+    // The size of the first frame in the input; 0 while it is incomplete.
     std::size_t frameSize() const {
         if (input.size() < 2) return 0;
         const std::size_t start = headerSize(input);

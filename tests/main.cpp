@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: MIT
 // Extendible WebSocket Server
 
-// The main() of every test program. doctest leaves signals alone: a crash is for
-// the address sanitizer to report, and stopOn() has tests of its own.
+// The main() of every test program. doctest installs no signal handlers: the address sanitizer
+// reports crashes, and the tests of stopOn() raise signals themselves.
 
 #define DOCTEST_CONFIG_IMPLEMENT_WITH_MAIN
 #define DOCTEST_CONFIG_NO_POSIX_SIGNALS
