@@ -1,10 +1,9 @@
 // SPDX-License-Identifier: MIT
 // Extendible WebSocket Server
 
-// One story with all that can happen to a server is told again and again, and each time
-// another of the server's system calls fails or comes short, or memory can not be had: see
-// faults.h. Then what makes trouble for longer: storms of signals, no memory for poll(),
-// accept() that fails, clocks that jump.
+// One story, with everything that can happen to a server, runs again and again. Each time another
+// system call fails or falls short, or another allocation fails: see faults.h. Then faults that
+// last: storms of signals, a poll() without memory, an accept() that fails, clocks that jump.
 
 #include "black.h"
 #include "faults.h"
@@ -32,13 +31,13 @@ void makeSmall(Config &config) {
     config.maxMessageBytes = 20'000;
     config.protocols = {"chat"};
     config.closeSeconds = 1.5;
-    config.pingSeconds = 0;  // or the story would not be the same each time
+    config.pingSeconds = 0;  // pings would make each run of the story different
 }
 
-constexpr std::size_t kPageSize = 3000;  // of HTTP; a large message has three times as much
+constexpr std::size_t kPageSize = 3000;  // of a page; a large message is three times as long
 
-// Echoes what it is sent, but for "kick"; JSON is written anew. Knows users by the path they
-// came with.
+// Echoes messages, JSON parsed and serialized again, but disconnects a user that sends "kick".
+// Names users by the path of their request.
 class Subject : public Server {
   public:
     explicit Subject(const Change &change) : Server(change) {
@@ -51,9 +50,9 @@ class Subject : public Server {
     }
 
     std::map<std::uint64_t, std::string> names;
-    std::map<std::string, Strings> accepted;  // what was queued for whom, by postSend()
+    std::map<std::string, Strings> accepted;  // messages queued for each path
 
-    // Those whose hooks did not come in pairs; "" if there is nobody.
+    // The users whose hooks did not come in pairs; "" if there are none.
     std::string brokenPairs() const {
         std::map<std::string, int> count;
         for (const std::string &hook : connectHooks()) ++count[hook.substr(0, hook.find(' ', 15))];
@@ -95,7 +94,7 @@ class Subject : public Server {
         const Outside hook;
         names[user.id()] = user.request().path();
         Server::preConnect(user, socket);
-        const int small = 4096;  // who does not read is noticed the sooner
+        const int small = 4096;  // fills up sooner when the client does not read
         if (names[user.id()] == "/slow")
             ::setsockopt(socket, SOL_SOCKET, SO_SNDBUF, &small, sizeof small);
         const Inside server;
@@ -133,16 +132,16 @@ class Subject : public Server {
     }
 };
 
-// A client that never waits, and notes what it hears: the first line of the answer to its
-// request, then frames or the body, and how it ended. It answers a Close with the same.
+// A client that never waits and records what it hears: the first line of the answer, then frames
+// or the body, and how the connection ended. It answers a Close with the same Close.
 class Visitor : public Client {
   public:
     using Client::Client;
 
     Strings heard;  // such as "HTTP/1.1 101 Switching Protocols", "1 hello", "8 …", "EOF"
-    Strings data;   // the payloads of text and binary alone
+    Strings data;   // the payloads of text and binary only
     bool answersPings = true;
-    std::size_t due = 0;  // how many of `heard` the story waits for
+    std::size_t due = 0;  // the size of `heard` that the story waits for
 
     void say(std::string_view bytes) { unsent_ += bytes; }
     bool over() const { return gone_ || !end.empty(); }
@@ -157,7 +156,7 @@ class Visitor : public Client {
         reset();
     }
 
-    // Sends and receives what can be; whether there was any.
+    // Sends and receives what it can. False if nothing moved.
     bool move() {
         if (over()) return false;
         const std::size_t sent = unsent_.empty() ? 0 : trySend(unsent_).value_or(0);
@@ -185,7 +184,7 @@ class Visitor : public Client {
     bool understandFrame() {
         const auto byte = [&](std::size_t i) { return static_cast<unsigned char>(input[i]); };
         if (input.size() < 2) return false;
-        const std::size_t header = byte(1) < 126 ? 2 : 4;  // nothing is longer in this story
+        const std::size_t header = byte(1) < 126 ? 2 : 4;  // no frame of the story is longer
         if (input.size() < header) return false;
         const std::size_t size =
             header == 2 ? byte(1) : static_cast<std::size_t>(byte(2) << 8 | byte(3));
@@ -203,8 +202,8 @@ class Visitor : public Client {
     bool upgraded_ = false, gone_ = false;
 };
 
-// The server, those who are there, and the time: it skips a second when nobody has anything
-// to say, for a deadline may be what is waited for.
+// The server, its visitors, and the clock, which skips a second when nothing moves: the story may
+// be waiting for a deadline.
 class Stage {
   public:
     explicit Stage(const Server::Change &change = makeSmall) {
@@ -221,14 +220,14 @@ class Stage {
     Subject &server() { return *subject_; }
     std::map<std::string, std::unique_ptr<Visitor>> visitors;
 
-    // Somebody comes, or is there already.
+    // The visitor of this path; it connects if it is new.
     Visitor &visitor(const std::string &path, int receiveBuffer = 0) {
         std::unique_ptr<Visitor> &one = visitors[path];
         if (!one) one = std::make_unique<Visitor>(subject_->port(), receiveBuffer);
         return *one;
     }
 
-    // Somebody says something, and will be answered with so much.
+    // A visitor sends something, and expects this number of answers.
     Visitor &say(const std::string &path, std::string_view bytes, std::size_t answers) {
         Visitor &one = visitor(path);
         one.say(bytes);
@@ -236,7 +235,7 @@ class Stage {
         return one;
     }
 
-    // The server sends something to everybody.
+    // The server sends a message to all users.
     void sendToAll(const WSMessage &msg) {
         for (const auto &[path, one] : visitors)
             if (one->isUser()) ++one->due;
@@ -244,7 +243,7 @@ class Stage {
         subject_->sendToAll(msg);
     }
 
-    // All say what they have to say and hear what they wait for, and `done` is so.
+    // Runs until all visitors have sent everything and heard what is due, and until done().
     void settle(const char *what, const std::function<bool()> &done = {}) {
         const auto end = Clock::now() + kPatience;
         int idle = 0, skips = 0;
@@ -255,7 +254,7 @@ class Stage {
             moved = moveAll() || moved || faults::state.moved > before;
             idle = moved ? 0 : idle + 1;
             if (skips > 40 || Clock::now() > end)
-                throw std::runtime_error("waited in vain for "s + what + waiting());
+                throw std::runtime_error("timed out waiting for "s + what + waiting());
             if (idle < kIdleTurns) continue;
             ++skips;
             ++faults::state.skipped;
@@ -270,7 +269,7 @@ class Stage {
     bool running() const { return running_; }
 
   private:
-    static constexpr int kIdleTurns = 10;  // of a millisecond: the kernel may need some
+    static constexpr int kIdleTurns = 10;  // of a millisecond each: the kernel may need a few
 
     bool moveAll() {
         bool moved = false;
@@ -278,7 +277,7 @@ class Stage {
         return moved;
     }
 
-    // Who has not heard all.
+    // The visitors that have not heard everything.
     std::string waiting() const {
         std::string paths;
         for (const auto &[path, one] : visitors)
@@ -298,8 +297,8 @@ const std::string kLarge(3 * kPageSize, 'x');
 const std::string kLargeFrame = frame(kText, kLarge);
 const std::string kLargeRest = frame(kContinuation, kLarge, 0) + frame(kContinuation, "and more");
 
-// Two who stay, in one piece and in three.
-void theyCome(Stage &stage) {
+// Two users come to stay; their handshakes arrive in one piece and in three.
+void arrival(Stage &stage) {
     stage.say("/ada", upgrade("/ada", "Sec-WebSocket-Protocol: chat\r\n"), 1);
     const std::string request = upgrade("/bob");
     stage.say("/bob", request.substr(0, 20), 0);
@@ -310,7 +309,7 @@ void theyCome(Stage &stage) {
     stage.settle("bob");
 }
 
-void theyTalk(Stage &stage) {
+void talk(Stage &stage) {
     stage.say("/ada", frame(kText, "small") + frame(kText, "") + frame(kBinary, "\xFF\xFE"), 3);
     stage.say("/bob", kLargeFrame, 1);
     stage.settle("echoes");
@@ -320,11 +319,11 @@ void theyTalk(Stage &stage) {
     stage.say("/bob", kLargeRest, 1);
     stage.sendToAll("small, to all");
     stage.sendToAll(WSMessage::binary(kLarge));
-    stage.settle("what is sent to all");
+    stage.settle("the messages to all");
 }
 
-// Those who come to go: each in a way of its own.
-void theyGo(Stage &stage) {
+// Visitors whose connections all end in different ways.
+void departures(Stage &stage) {
     stage.say("/closes", upgrade("/closes") + frame(kText, "hello") + closeFrame(1000), 4);
     stage.say("/kicked", upgrade("/kicked") + frame(kText, "kick"), 3);
     stage.say("/unmasked", upgrade("/unmasked") + "\x81\x01x", 3);
@@ -335,18 +334,18 @@ void theyGo(Stage &stage) {
     stage.say("/malformed", "GET / HTTP/1.1\nHost: a\n\n", 3);
     stage.say("/resets", upgrade("/resets"), 1);
     stage.say("/ends", upgrade("/ends"), 1);
-    stage.settle("those who go");
+    stage.settle("the visitors that leave");
     stage.visitor("/resets").vanish();
     stage.visitor("/ends").finish();
     ++stage.visitor("/ends").due;
-    stage.settle("the end of one who shut down");
+    stage.settle("the end of the half-closed connection");
 }
 
-// One does not read for a while: it gets all that was sent, and then the last of its pongs.
-void oneIsSlow(Stage &stage) {
+// A user does not read for a while. Then it gets everything sent to it, and the last of its pongs.
+void slowReader(Stage &stage) {
     Visitor &slow = stage.visitor("/slow", 4096);
     stage.say("/slow", upgrade("/slow"), 1);
-    stage.settle("the slow one");
+    stage.settle("the slow user");
     slow.appetite = 0;
     const std::size_t before = slow.due;
     for (char c = '0'; c < '5'; ++c) stage.sendToAll(WSMessage::binary(std::string(3000, c)));
@@ -360,11 +359,11 @@ void oneIsSlow(Stage &stage) {
     for (char c = '5'; c < '9'; ++c) stage.sendToAll(WSMessage::binary(std::string(3000, c)));
     slow.due += after - before + 2;
     slow.appetite = std::string::npos;
-    stage.settle("what waited for the slow one");
+    stage.settle("the queue of the slow user");
 }
 
-// A newcomer is served, and all is brought to its end.
-void itEnds(Stage &stage) {
+// A newcomer is served; then the server stops.
+void theEnd(Stage &stage) {
     stage.say("/canary", upgrade("/canary") + frame(kText, "still there?"), 2);
     stage.settle("the canary");
     for (const auto &[path, one] : stage.visitors)
@@ -376,11 +375,11 @@ void itEnds(Stage &stage) {
     stage.settle("the end", [&] { return !stage.running(); });
 }
 
-// How it went.
-struct Told {
-    std::map<std::string, Strings> heard;  // by visitors
-    std::map<std::string, Strings> data;   // the messages alone
-    std::string trouble;                   // with the server: "" is none
+// How a run of the story went.
+struct Outcome {
+    std::map<std::string, Strings> heard;  // by each visitor
+    std::map<std::string, Strings> data;   // the messages only
+    std::string trouble;                   // what the server did wrong; "" if nothing
     std::string thrown;                    // by its constructor
     Strings lines;
 };
@@ -389,8 +388,8 @@ bool beginsLike(const Strings &some, const Strings &all) {
     return some.size() <= all.size() && std::equal(some.begin(), some.end(), all.begin());
 }
 
-// Who did not hear what was accepted for them: all of it, or as much as came before they
-// were lost.
+// The visitors that missed messages queued for them. If a connection is lost, the last messages
+// may be missing.
 std::string unheard(Stage &stage) {
     std::string paths;
     for (const auto &[path, one] : stage.visitors) {
@@ -401,46 +400,47 @@ std::string unheard(Stage &stage) {
     return paths;
 }
 
-// Tells the whole story on a stage.
-void tellOn(Stage &stage, Told &told) {
+// Runs the whole story on a stage.
+void runOn(Stage &stage, Outcome &outcome) {
     try {
-        for (const auto chapter : {theyCome, theyTalk, theyGo, oneIsSlow, itEnds}) chapter(stage);
+        for (const auto chapter : {arrival, talk, departures, slowReader, theEnd}) chapter(stage);
     } catch (const std::exception &e) {
-        told.trouble += e.what() + "; "s;
+        outcome.trouble += e.what() + "; "s;
     }
     for (const auto &[path, one] : stage.visitors) {
-        told.heard[path] = one->heard;
-        told.data[path] = one->data;
+        outcome.heard[path] = one->heard;
+        outcome.data[path] = one->data;
     }
     const std::string broken = stage.server().brokenPairs();
-    if (!broken.empty()) told.trouble += "hooks are no pairs: " + broken + "; ";
-    if (!unheard(stage).empty()) told.trouble += "accepted, not heard:" + unheard(stage) + "; ";
-    if (!stage.server().hasEnded()) told.trouble += "no postShutdown; ";
-    if (stage.server().userCount() != 0) told.trouble += "users are left; ";
-    if (faults::state.descriptors.size() != 2) told.trouble += "more open than the wake pipe; ";
-    told.lines = stage.server().lines;
+    if (!broken.empty()) outcome.trouble += "hooks not in pairs: " + broken + "; ";
+    if (!unheard(stage).empty()) outcome.trouble += "queued but not heard:" + unheard(stage) + "; ";
+    if (!stage.server().hasEnded()) outcome.trouble += "no postShutdown; ";
+    if (stage.server().userCount() != 0) outcome.trouble += "users remain; ";
+    if (faults::state.descriptors.size() != 2)
+        outcome.trouble += "not only the wake pipe is open; ";
+    outcome.lines = stage.server().lines;
 }
 
-// And looks at what is left of it.
-Told tell(faults::Rule rule) {
-    Told told;
+// Runs the story and checks what the server leaves behind.
+Outcome runStory(faults::Rule rule) {
+    Outcome outcome;
     faults::reset(std::move(rule));
     try {
         Stage stage;
-        tellOn(stage, told);
+        runOn(stage, outcome);
     } catch (const std::exception &e) {
-        told.thrown = e.what();
+        outcome.thrown = e.what();
     }
-    if (!faults::state.descriptors.empty()) told.trouble += "a descriptor is left open; ";
-    if (faults::state.strayCloses != 0) told.trouble += "closes what it has not; ";
-    if (faults::state.addressLists != 0) told.trouble += "a list of addresses is left; ";
-    return told;
+    if (!faults::state.descriptors.empty()) outcome.trouble += "a descriptor is left open; ";
+    if (faults::state.strayCloses != 0) outcome.trouble += "closes what it has not opened; ";
+    if (faults::state.addressLists != 0) outcome.trouble += "an address list is not freed; ";
+    return outcome;
 }
 
-// The story as it should be.
-const Told &truth() {
-    static const Told told = tell({});
-    return told;
+// The story without faults.
+const Outcome &faultless() {
+    static const Outcome outcome = runStory({});
+    return outcome;
 }
 
 std::string shortened(const Strings &strings) {
@@ -450,21 +450,21 @@ std::string shortened(const Strings &strings) {
     return joined(some);
 }
 
-// What is wrong with a story in which so many visitors may be lost; "" if it is nothing. Who
-// is lost has heard the truth up to there.
-std::string judge(const Told &told, std::size_t mayBeLost) {
-    std::string wrong = told.trouble;
-    if (!told.thrown.empty()) return wrong + "threw " + told.thrown;
+// What is wrong with an outcome that may lose some visitors; "" if nothing is. Until a visitor is
+// lost, it hears what it hears without faults.
+std::string judge(const Outcome &outcome, std::size_t mayBeLost) {
+    std::string wrong = outcome.trouble;
+    if (!outcome.thrown.empty()) return wrong + "threw " + outcome.thrown;
     std::size_t lost = 0;
     std::string losses;
-    for (const auto &[path, truly] : truth().heard) {
-        const auto found = told.heard.find(path);
-        const Strings heard = found == told.heard.end() ? Strings() : found->second;
-        if (heard == truly) continue;
+    for (const auto &[path, expected] : faultless().heard) {
+        const auto found = outcome.heard.find(path);
+        const Strings heard = found == outcome.heard.end() ? Strings() : found->second;
+        if (heard == expected) continue;
         ++lost;
         losses += path + " heard: " + shortened(heard) + "; ";
-        if (!heard.empty() && !beginsLike(told.data.at(path), truth().data.at(path)))
-            wrong += "untrue: " + losses;
+        if (!heard.empty() && !beginsLike(outcome.data.at(path), faultless().data.at(path)))
+            wrong += "wrong data: " + losses;
     }
     return lost > mayBeLost ? wrong + losses : wrong;
 }
@@ -476,10 +476,10 @@ std::string judge(const Told &told, std::size_t mayBeLost) {
 struct Row {
     Call call;
     std::vector<int> faults;
-    std::size_t mayBeLost;  // visitors; all others hear what they do in the true story
+    std::size_t mayBeLost;  // visitors; all others hear what they hear without faults
 };
 
-// What passes, or concerns nobody.
+// Faults that pass without harm.
 const std::vector<int> kPassing = {EAGAIN, EINTR, ENOBUFS, ENOMEM, faults::kShort};
 
 const std::vector<Row> kRows = {
@@ -490,7 +490,7 @@ const std::vector<Row> kRows = {
     {faults::kRecv, {ECONNRESET, ETIMEDOUT}, 1},
     {faults::kSend, {ECONNRESET, EPIPE}, 1},
     {faults::kSendmsg, {ECONNRESET, EPIPE}, 1},
-    // All that Linux and POSIX have for accept(), but for what a program does wrong.
+    // All errors of accept() in Linux and POSIX, except those of a faulty program.
     {faults::kAccept,
      {EAGAIN, EINTR, ECONNABORTED, EPROTO, EPERM, EMFILE, ENFILE, ENOBUFS, ENOMEM, ENETDOWN,
       ENOPROTOOPT, EHOSTDOWN, EHOSTUNREACH, EOPNOTSUPP, ENETUNREACH, ETIMEDOUT},
@@ -503,18 +503,18 @@ const std::vector<Row> kRows = {
     {faults::kGetrlimit, {EINVAL}, 0},
 };
 
-std::string inWords(Call call, std::size_t n, int fault) {
-    const std::string what = fault == faults::kShort   ? "comes short"
-                             : fault == faults::kBlind ? "sees nobody"
-                             : fault == faults::kEager ? "sees everybody"
+std::string describe(Call call, std::size_t n, int fault) {
+    const std::string what = fault == faults::kShort   ? "falls short"
+                             : fault == faults::kBlind ? "reports nothing"
+                             : fault == faults::kEager ? "reports everything"
                                                        : std::strerror(fault);
     return faults::kNames[call] + " "s + std::to_string(n) + ": " + what;
 }
 
-// How often the true story makes each call.
+// How often the story without faults makes each call.
 const faults::Counts &counts() {
     static const faults::Counts all = [] {
-        tell({});
+        runStory({});
         return faults::state.counts;
     }();
     return all;
@@ -522,9 +522,9 @@ const faults::Counts &counts() {
 
 }  // namespace
 
-TEST_CASE("The story makes all calls, and is the same each time") {
-    CHECK(judge(truth(), 0).empty());
-    CHECK(judge(tell({}), 0).empty());
+TEST_CASE("The story makes all calls, and runs the same each time") {
+    CHECK(judge(faultless(), 0).empty());
+    CHECK(judge(runStory({}), 0).empty());
     for (std::size_t i = 0; i < faults::kCalls; ++i) {
         INFO(std::string(faults::kNames[i]));
         const bool elsewhere =
@@ -533,35 +533,34 @@ TEST_CASE("The story makes all calls, and is the same each time") {
     }
 }
 
-TEST_CASE("Whichever call fails or comes short: nothing is lost but the connection it was for") {
+TEST_CASE("A call that fails or falls short costs at most its own connection") {
     for (const Row &row : kRows) {
         for (const int fault : row.faults) {
             for (std::size_t n = 1; n <= counts()[row.call]; ++n) {
-                INFO(inWords(row.call, n, fault));
-                CHECK(judge(tell(faults::nth(row.call, n, fault)), row.mayBeLost) == "");
+                INFO(describe(row.call, n, fault));
+                CHECK(judge(runStory(faults::nth(row.call, n, fault)), row.mayBeLost) == "");
             }
         }
     }
 }
 
-TEST_CASE(
-    "Whichever piece of memory can not be had: one connection is lost, or nobody comes to be") {
+TEST_CASE("A failed allocation costs at most one connection, or the constructor throws") {
     for (std::size_t n = 1; n <= counts()[faults::kMemory]; ++n) {
         INFO("allocation ", n);
-        const Told told = tell(faults::nth(faults::kMemory, n, ENOMEM));
-        if (told.thrown == std::bad_alloc().what()) CHECK(told.trouble == "");
-        else CHECK(judge(told, 1) == "");
+        const Outcome outcome = runStory(faults::nth(faults::kMemory, n, ENOMEM));
+        if (outcome.thrown == std::bad_alloc().what()) CHECK(outcome.trouble == "");
+        else CHECK(judge(outcome, 1) == "");
     }
 }
 
-TEST_CASE("While no memory can be had everybody may be lost, but the server goes on") {
+TEST_CASE("While allocations fail, connections may be lost, but the server goes on") {
     for (const std::size_t many : {3U, 30U}) {
         for (std::size_t from = 20; from + 2 * many < counts()[faults::kMemory]; from += many) {
             INFO("allocations ", from, " to ", from + many);
-            const Told told = tell([=](Call call, std::size_t n) {
+            const Outcome outcome = runStory([=](Call call, std::size_t n) {
                 return call == faults::kMemory && n >= from && n < from + many ? ENOMEM : 0;
             });
-            CHECK(judge(told, truth().heard.size()) == "");
+            CHECK(judge(outcome, faultless().heard.size()) == "");
         }
     }
 }
@@ -583,18 +582,18 @@ bool canWait(Call call) {
 
 }  // namespace
 
-TEST_CASE("Nothing is lost if every call comes short") {
-    CHECK(judge(tell([](Call call, std::size_t) {
+TEST_CASE("Nothing is lost when every call falls short") {
+    CHECK(judge(runStory([](Call call, std::size_t) {
                     return movesBytes(call) ? faults::kShort : faults::kWorks;
                 }),
                 0) == "");
 }
 
-TEST_CASE("Nothing is lost if every second call fails") {
+TEST_CASE("Nothing is lost when every second call fails") {
     for (const int fault : {EINTR, EAGAIN, ENOBUFS, ENOMEM}) {
         for (const std::size_t which : {0U, 1U}) {
-            INFO(std::string(std::strerror(fault)), ", the calls ", which, " of 2");
-            CHECK(judge(tell([=](Call call, std::size_t n) {
+            INFO(std::string(std::strerror(fault)), ", calls with n % 2 == ", which);
+            CHECK(judge(runStory([=](Call call, std::size_t n) {
                             return canWait(call) && n % 2 == which ? fault : faults::kWorks;
                         }),
                         0) == "");
@@ -602,14 +601,14 @@ TEST_CASE("Nothing is lost if every second call fails") {
     }
 }
 
-TEST_CASE("Nothing is lost if calls fail in any way, at random") {
+TEST_CASE("Nothing is lost when calls fail at random") {
     for (std::uint32_t seed = 1; seed <= 40; ++seed) {
         INFO("seed ", seed);
-        // (A generator of Numerical Recipes, of which the upper bits are good enough.)
+        // A generator from Numerical Recipes, whose upper bits are good enough.
         auto random = [state = seed]() mutable {
             return (state = state * 1664525 + 1013904223) >> 24;
         };
-        CHECK(judge(tell([random](Call call, std::size_t) mutable {
+        CHECK(judge(runStory([random](Call call, std::size_t) mutable {
                         const std::uint32_t choice = random() % 20;
                         if (choice >= kPassing.size() || !canWait(call)) return faults::kWorks;
                         if (kPassing[choice] != faults::kShort) return kPassing[choice];
@@ -619,26 +618,26 @@ TEST_CASE("Nothing is lost if calls fail in any way, at random") {
     }
 }
 
-TEST_CASE("Nothing is lost in a storm of signals, nor if nobody or everybody seems to be ready") {
-    CHECK(judge(tell(faults::always(faults::kPoll, faults::kStormy)), 0) == "");
-    CHECK(judge(tell(faults::always(faults::kPoll, faults::kEager)), 0) == "");
+TEST_CASE("Nothing is lost in a storm of signals, nor when poll() reports everything or nothing") {
+    CHECK(judge(runStory(faults::always(faults::kPoll, faults::kStormy)), 0) == "");
+    CHECK(judge(runStory(faults::always(faults::kPoll, faults::kEager)), 0) == "");
     for (const std::size_t each : {2U, 3U})
-        CHECK(judge(tell([=](Call call, std::size_t n) {
+        CHECK(judge(runStory([=](Call call, std::size_t n) {
                         return call == faults::kPoll && n % each != 0 ? faults::kBlind : 0;
                     }),
                     0) == "");
 }
 
 // ----------------------------------------------------------------------------
-// What lasts
+// Faults that last
 // ----------------------------------------------------------------------------
 
 namespace {
 
-// How many turns the server takes in a while, when it need not hurry.
+// The number of turns in this time when each turn may wait as long.
 int turnsIn(Stage &stage, std::chrono::milliseconds time) {
     int turns = 0;
-    const double skipped = faults::state.skipped;  // by the server, when it rests
+    const double skipped = faults::state.skipped;  // grows when the server sleeps
     for (const auto end = Clock::now() + time;
          Clock::now() < end && faults::state.skipped - skipped < 0.05; ++turns)
         stage.turn(time);
@@ -647,7 +646,7 @@ int turnsIn(Stage &stage, std::chrono::milliseconds time) {
 
 }  // namespace
 
-TEST_CASE("What fails for a while makes nobody spin, and nobody is lost") {
+TEST_CASE("A call that fails for a while neither makes the server spin nor costs a connection") {
     const std::vector<std::pair<Call, std::vector<int>>> rows = {
         {faults::kPoll, {ENOMEM, EINVAL, EAGAIN}},
         {faults::kRecv, {ENOBUFS, ENOMEM}},
@@ -655,7 +654,7 @@ TEST_CASE("What fails for a while makes nobody spin, and nobody is lost") {
         {faults::kAccept, {EMFILE, ENFILE, ENOBUFS, ENOMEM, EPERM, ENETDOWN, EOPNOTSUPP}}};
     for (const auto &[call, errors] : rows) {
         for (const int error : errors) {
-            const std::string words = inWords(call, 0, error);
+            const std::string words = describe(call, 0, error);
             INFO(words);
             faults::reset();
             Stage stage([](Config &) {});
@@ -666,7 +665,7 @@ TEST_CASE("What fails for a while makes nobody spin, and nobody is lost") {
             stage.say("/bob", upgrade("/bob"), 1).move();
             CHECK(turnsIn(stage, 50ms) < 25);
             faults::state.rule = {};
-            stage.settle("all to be as it was");
+            stage.settle("the recovery");
             CHECK(stage.visitor("/ada").heard.back() == "1 hello");
             CHECK(stage.server().userCount() == 2);
         }
@@ -675,7 +674,7 @@ TEST_CASE("What fails for a while makes nobody spin, and nobody is lost") {
 
 namespace {
 
-// Sends what is logged to its first user.
+// Sends its log to its first user.
 class Telltale : public Server {
     using Server::Server;
     void console(WSLevel, std::string_view text) override {
@@ -683,7 +682,7 @@ class Telltale : public Server {
     }
 };
 
-// One turn of a server, with faults.
+// A turn with faults.
 void turnInside(WSBaseServer &server) {
     const faults::Inside inside;
     server.turn(1ms);
@@ -691,7 +690,7 @@ void turnInside(WSBaseServer &server) {
 
 }  // namespace
 
-TEST_CASE("What the log says of a write that failed may be sent to somebody") {
+TEST_CASE("console() may send the log line about a failed write to a user") {
     faults::reset();
     Telltale server;
     std::vector<std::unique_ptr<Peer>> peers;
@@ -706,7 +705,7 @@ TEST_CASE("What the log says of a write that failed may be sent to somebody") {
     CHECK(peers[0]->hear() == "text and on");
 }
 
-TEST_CASE("While the listeners rest, what is watched goes on") {
+TEST_CASE("While the listeners rest, watched descriptors are served") {
     faults::reset(faults::always(faults::kAccept, EMFILE));
     Server server;
     int ends[2] = {-1, -1}, calls = 0;
@@ -720,7 +719,7 @@ TEST_CASE("While the listeners rest, what is watched goes on") {
     ::close(ends[0]), ::close(ends[1]);
 }
 
-TEST_CASE("Who has no memory again and again does not keep the others at rest") {
+TEST_CASE("A connection whose sends keep failing does not keep the listeners at rest") {
     faults::reset([](Call call, std::size_t n) {
         if (call == faults::kAccept && n == 1) return EMFILE;
         return call == faults::kSend ? ENOBUFS : faults::kWorks;
@@ -756,7 +755,7 @@ TEST_CASE("A storm of signals does not stop the clocks") {
 // Clocks
 // ----------------------------------------------------------------------------
 
-TEST_CASE("A clock that jumps by an hour costs nobody who answers pings") {
+TEST_CASE("A clock that jumps by an hour costs no user that answers pings") {
     for (const bool pinged : {false, true}) {
         INFO("pinged: ", pinged);
         faults::reset();
@@ -779,11 +778,11 @@ TEST_CASE("A clock that jumps by an hour costs nobody who answers pings") {
     }
 }
 
-TEST_CASE("Who waits for us to read on is not given up, nor who takes a little now and then") {
+TEST_CASE("A user whose frames wait in the server is kept, and so is a very slow reader") {
     faults::reset();
     Server server;
     server.onProcess = [&](User &user, WSMessage &msg) {
-        faults::state.skipped += 0.005;  // a turn's time
+        faults::state.skipped += 0.005;  // ends the turn
         server.sendToUser(user, msg);
     };
     Peer eager(server), slow(server, "/", "", 4096);
@@ -809,7 +808,7 @@ TEST_CASE("Who waits for us to read on is not given up, nor who takes a little n
     for (int i = 0; i < 400; ++i) REQUIRE(eager.hear() == "text hello");
 }
 
-TEST_CASE("Who turns out to be gone when its queue is full is not taken for a slow reader") {
+TEST_CASE("A peer found gone when its queue is full is not taken for a slow reader") {
     faults::reset();
     Server server([](Config &config) { config.maxQueuedBytes = 1'000'000; });
     Peer peer(server, "/", "", 4096);
@@ -830,7 +829,7 @@ TEST_CASE("Who turns out to be gone when its queue is full is not taken for a sl
     CHECK(has(joined(server.hooks), "preDisconnect 1 1006"));
 }
 
-TEST_CASE("Who does not read is given up, although its requests wait here") {
+TEST_CASE("A client that does not read is dropped even while its requests wait in the server") {
     faults::reset();
     Server server;
     server.onProcess = [&](User &user, WSMessage &) {
@@ -842,13 +841,13 @@ TEST_CASE("Who does not read is given up, although its requests wait here") {
     for (int i = 0; i < 200; ++i) requests += frame(kText, "page");
     peer.step(requests);
     for (int i = 0; i < 20; ++i) turnInside(server);
-    // Its window is closed; but now and then the kernels probe it, and move a little.
+    // Its window is closed, but the kernels probe it now and then and would move a few bytes.
     faults::state.rule = [](faults::Call call, std::size_t) {
         return call == faults::kSend || call == faults::kSendmsg ? EAGAIN : faults::kWorks;
     };
     CHECK(server.user(1).backlog() > 0);
-    // pingSeconds is 20: it is pinged, then lost; a little later if the kernel finds some more
-    // place for what is queued, which looks like a sign of life.
+    // pingSeconds is 20: the user is pinged, then dropped; a little later if the kernel finds room
+    // for more of the queue, which looks like a sign of life.
     for (int i = 0; i < 6 && server.userCount() == 1; ++i) {
         faults::state.skipped += 21;
         turnInside(server);
@@ -859,8 +858,7 @@ TEST_CASE("Who does not read is given up, although its requests wait here") {
 
 namespace {
 
-// A server with one busy user and 300 silent ones, and a clock that stands still but for what
-// a turn takes.
+// A server with one busy user and 300 silent ones, and a clock that advances only with turn().
 class Hall {
   public:
     Hall() : busy_(server_) {
@@ -895,21 +893,21 @@ class Hall {
 
 }  // namespace
 
-TEST_CASE("Silent connections are looked at after 5 us for each, however busy another one is") {
+TEST_CASE("Silent connections are polled after 5 µs for each, however busy another one is") {
     faults::reset();
     Hall hall;
-    REQUIRE((*hall.server().users().begin()).id() == 1);  // the front is the busy one
+    REQUIRE((*hall.server().users().begin()).id() == 1);  // only the busy user is in front
     for (const auto &peer : hall.silent) peer->send(frame(kText, "I am here"));
-    for (int i = 0; i < 13; ++i) {  // 301 * 5 us are 1.5 ms
+    for (int i = 0; i < 13; ++i) {  // 301 * 5 µs is 1.5 ms
         hall.turn(0.0001);
-        CHECK(hall.heard[1] == hall.turns());  // the busy one is served in each turn
+        CHECK(hall.heard[1] == hall.turns());  // the busy user is served in each turn
         CHECK(hall.heard.size() == 1);
         CHECK(faults::state.polled < 10);
     }
     for (int i = 0; i < 40 && hall.heard.size() < 301; ++i) hall.turn(0.0001);
     CHECK(hall.heard.size() == 301);
 
-    // A connection that spoke lately is in front, and heard at once; until it is silent again.
+    // A connection that spoke lately is in front and heard at once, until it is silent again.
     hall.silent[7]->send(frame(kText, "once more"));
     hall.turn(0.0001);
     CHECK(hall.heard[9] == hall.turns());
@@ -923,20 +921,20 @@ TEST_CASE("Silent connections are looked at after 5 us for each, however busy an
     CHECK(hall.heard[9] == hall.turns());
 }
 
-TEST_CASE("While the front is quiet, one poll() sleeps over all, and hears whoever speaks") {
+TEST_CASE("While the front is quiet, one poll() waits for all connections") {
     faults::reset();
     Hall hall;
-    hall.turn(0.2, false);  // the busy one is silent, too
+    hall.turn(0.2, false);  // the busy user is silent as well
     hall.turn(0.2, false);
     for (std::size_t i = 0; i < 300; i += 10) {
         hall.silent[i]->send(frame(kText, "I am here"));
-        hall.turn(0.06, false);  // longer than the longest time between two looks
+        hall.turn(0.06, false);  // longer than the longest time between two full polls
         CHECK(hall.heard[i + 2] == hall.turns());
         CHECK(faults::state.polled < 310);  // it was one call
     }
 }
 
-TEST_CASE("Whoever comes and goes, and however poll() is interrupted, nobody is passed over") {
+TEST_CASE("No user is passed over while others come and go and poll() is interrupted") {
     for (unsigned seed = 1; seed <= 5; ++seed) {
         CAPTURE(seed);
         faults::reset();
@@ -945,7 +943,7 @@ TEST_CASE("Whoever comes and goes, and however poll() is interrupted, nobody is 
         faults::state.rule = [&](Call call, std::size_t) {
             return call == faults::kPoll && chance() % 4 == 0 ? EINTR : faults::kWorks;
         };
-        std::map<std::size_t, int> spoke;  // who waits to be heard, and since which turn
+        std::map<std::size_t, int> spoke;  // users not yet heard, and the turn in which they spoke
         std::vector<std::unique_ptr<Peer>> newcomers;
         for (int i = 0; i < 300; ++i) {
             if (i % 20 == 0) newcomers.push_back(std::make_unique<Peer>(hall.server()));
@@ -966,7 +964,7 @@ TEST_CASE("Whoever comes and goes, and however poll() is interrupted, nobody is 
     }
 }
 
-TEST_CASE("After a hook that took minutes nobody is dropped who has answered meanwhile") {
+TEST_CASE("After a hook that takes minutes, users that have answered meanwhile are kept") {
     faults::reset();
     Hall hall;
     Server &server = hall.server();
@@ -974,7 +972,7 @@ TEST_CASE("After a hook that took minutes nobody is dropped who has answered mea
     int pings = 0;
     for (const double pause : {25.0, 300.0, 4000.0}) {
         hall.turn(25, false);
-        hall.turn(1, false);  // all that are silent are pinged
+        hall.turn(1, false);  // all silent users are pinged
         server.post([&] { faults::state.skipped += pause; });
         for (const auto &peer : hall.silent) {
             peer->receive();
@@ -987,7 +985,7 @@ TEST_CASE("After a hook that took minutes nobody is dropped who has answered mea
         CHECK(server.userCount() == 301);
     }
     CHECK(pings >= 300);
-    for (int i = 0; i < 60; ++i) hall.turn(1);  // and those that have not are
+    for (int i = 0; i < 60; ++i) hall.turn(1);  // users that do not answer are dropped
     CHECK(server.userCount() == 1);
 }
 
@@ -1002,16 +1000,16 @@ TEST_CASE("Ticks are on time in a program's own loop") {
     ticks.clear();
     faults::state.skipped = 10;
     turnInside(server);
-    CHECK(ticks.size() == 1);  // the program took ten seconds: the tick comes at once
+    CHECK(ticks.size() == 1);  // the program took ten seconds, so the tick is due at once
     for (int i = 0; i < 3; ++i) faults::state.skipped += 0.25, turnInside(server);
     CHECK(ticks == std::vector<double>{10, 10.25, 10.5, 10.75});
 }
 
-TEST_CASE("A clock that stands still, or goes back by a minute, changes nothing") {
+TEST_CASE("A clock that stands still or jumps back by a minute changes nothing") {
     for (const bool back : {false, true}) {
         for (std::size_t when = 2; when < counts()[faults::kClock]; when += 4) {
             INFO("goes back: ", back, ", at reading ", when);
-            CHECK(judge(tell([=](Call call, std::size_t n) {
+            CHECK(judge(runStory([=](Call call, std::size_t n) {
                             if (call != faults::kClock || n != when) return faults::kWorks;
                             if (back) faults::state.skipped -= 60;
                             else faults::state.stopped = true;
@@ -1026,7 +1024,7 @@ TEST_CASE("A clock that stands still, or goes back by a minute, changes nothing"
 // Between two calls
 // ----------------------------------------------------------------------------
 
-TEST_CASE("Who resets the connection between poll() and what it leads to harms nobody") {
+TEST_CASE("A client that closes or resets right after poll() harms no other client") {
     const std::string whole = upgrade("/gone") + frame(kText, "hello") + frame(kPing, "");
     for (const std::size_t sent : {std::size_t{0}, std::size_t{40}, whole.size()}) {
         for (const bool reset : {true, false}) {
@@ -1049,7 +1047,7 @@ TEST_CASE("Who resets the connection between poll() and what it leads to harms n
                     stage.settle("the hello",
                                  [&] { return faults::state.descriptors.size() == 4; });
                     CHECK(stage.server().userCount() == 1);
-                    CHECK(stage.server().brokenPairs() == "/ada ");  // who is still there
+                    CHECK(stage.server().brokenPairs() == "/ada ");  // still connected
                 }
                 CHECK(faults::state.descriptors.empty());
             }
@@ -1061,7 +1059,7 @@ TEST_CASE("Who resets the connection between poll() and what it leads to harms n
 // At the start
 // ----------------------------------------------------------------------------
 
-TEST_CASE("What fails at the start is named, and nothing is left open") {
+TEST_CASE("An error at the start is reported with its cause, and nothing is left open") {
     const std::vector<std::pair<Call, int>> rows = {
         {faults::kPipe, EMFILE},         {faults::kSocket, EMFILE},
         {faults::kSocket, ENOBUFS},      {faults::kBind, EACCES},
@@ -1069,7 +1067,7 @@ TEST_CASE("What fails at the start is named, and nothing is left open") {
         {faults::kGetsockname, ENOBUFS}, {faults::kGetaddrinfo, EAI_AGAIN}};
     for (const auto &[call, error] : rows) {
         for (std::size_t n = 1; n <= 4; ++n) {
-            const std::string words = inWords(call, n, error);
+            const std::string words = describe(call, n, error);
             INFO(words);
             faults::reset(faults::nth(call, n, error));
             std::string thrown;
@@ -1078,7 +1076,7 @@ TEST_CASE("What fails at the start is named, and nothing is left open") {
             } catch (const std::exception &e) {
                 thrown = e.what();
             }
-            const bool failed = faults::state.counts[call] >= n;  // else it was not called so often
+            const bool failed = faults::state.counts[call] >= n;  // else there were fewer calls
             const bool byName = call == faults::kGetaddrinfo;
             CHECK(has(thrown, byName ? ::gai_strerror(error) : std::strerror(error)) == failed);
             CHECK(has(thrown, call == faults::kPipe ? "pipe" : "\"localhost\"") == failed);
@@ -1091,7 +1089,8 @@ TEST_CASE("What fails at the start is named, and nothing is left open") {
 
 namespace {
 
-// What the start complains of when a call fails; "" if it does not. Nothing is left open.
+// The error message when a call fails at the start; "" if the server starts. Checks that nothing
+// is left open.
 std::string complaintIf(Call call, std::size_t n, int error, const Server::Change &change) {
     faults::reset(faults::nth(call, n, error));
     std::string thrown;
@@ -1107,26 +1106,26 @@ std::string complaintIf(Call call, std::size_t n, int error, const Server::Chang
 
 }  // namespace
 
-TEST_CASE("What fails at the start of a Unix socket is named, and no file is left") {
+TEST_CASE("An error at the start of a Unix socket is reported, and no file is left") {
     const std::string path = "/tmp/ws" + std::to_string(::getpid());
     const auto change = [&](Config &config) { config.address = "unix:" + path; };
     const std::vector<std::pair<Call, int>> rows = {
         {faults::kSocket, EMFILE}, {faults::kFcntl, EINVAL}, {faults::kBind, EACCES},
         {faults::kChmod, EPERM},   {faults::kListen, EPERM}, {faults::kGetsockname, ENOBUFS}};
     for (const auto &[call, error] : rows) {
-        const std::string words = inWords(call, 1, error);
+        const std::string words = describe(call, 1, error);
         INFO(words);
         const std::string thrown = complaintIf(call, 1, error, change);
         CHECK(has(thrown, std::strerror(error)));
         CHECK(has(thrown, path));
         CHECK(::access(path.c_str(), F_OK) != 0);
     }
-    // A file that is gone when it is to be removed is not what was wrong.
+    // The first error is reported, even if the file is gone when it is to be removed.
     faults::reset([&](Call call, std::size_t) {
         return call == faults::kChmod && ::unlink(path.c_str()) == 0 ? EPERM : faults::kWorks;
     });
     CHECK_THROWS_WITH(Stage{change}, doctest::Contains(std::strerror(EPERM)));
-    // Who can not be asked whether it lives is taken to.
+    // A server that cannot be probed is taken to be alive.
     const int fd = ::socket(AF_UNIX, SOCK_STREAM, 0);
     sockaddr_un address{};
     address.sun_family = AF_UNIX;
@@ -1139,7 +1138,7 @@ TEST_CASE("What fails at the start of a Unix socket is named, and no file is lef
     CHECK(::access(path.c_str(), F_OK) != 0);
 }
 
-TEST_CASE("What fails at the start with listenFd or reusePort is named") {
+TEST_CASE("An error at the start with listenFd or reusePort is reported") {
     const int fd = ::socket(AF_INET, SOCK_STREAM, 0);
     REQUIRE(::listen(fd, 1) == 0);
     const auto change = [&](Config &config) { config.listenFd = fd; };
@@ -1156,7 +1155,7 @@ TEST_CASE("What fails at the start with listenFd or reusePort is named") {
     CHECK(complaintIf(faults::kSetsockopt, 99, ENOPROTOOPT, shared).empty());
 }
 
-TEST_CASE("A port that is taken in the meantime makes it try another one, but not for ever") {
+TEST_CASE("If its port is taken meanwhile, the server tries another one, but not forever") {
     faults::reset(faults::nth(faults::kBind, 1, EADDRINUSE));
     CHECK(Stage().server().port() > 0);
     faults::reset(faults::always(faults::kBind, EADDRINUSE));
@@ -1164,7 +1163,7 @@ TEST_CASE("A port that is taken in the meantime makes it try another one, but no
     CHECK(faults::state.descriptors.empty());
 }
 
-TEST_CASE("A limit of open files that can not be raised is warned of") {
+TEST_CASE("A limit on open files that cannot be raised is logged") {
     rlimit before{};
     ::getrlimit(RLIMIT_NOFILE, &before);
     const rlimit low{512, before.rlim_max};
@@ -1179,7 +1178,7 @@ TEST_CASE("A limit of open files that can not be raised is warned of") {
     ::setrlimit(RLIMIT_NOFILE, &before);
 }
 
-TEST_CASE("stopOn() leaves no handler behind if there is no memory") {
+TEST_CASE("stopOn() leaves no handler behind when it runs out of memory") {
     for (std::size_t n = 1; n <= 2; ++n) {
         Server server;
         faults::reset(faults::nth(faults::kMemory, n, ENOMEM));
@@ -1199,7 +1198,7 @@ TEST_CASE("stopOn() leaves no handler behind if there is no memory") {
     }
 }
 
-TEST_CASE("What could not be answered for lack of memory is not counted") {
+TEST_CASE("An answer that fails for lack of memory is not counted") {
     int answered = 0;
     for (std::size_t n = 1; n <= 30; ++n) {
         CAPTURE(n);
@@ -1219,7 +1218,7 @@ TEST_CASE("What could not be answered for lack of memory is not counted") {
     CHECK(answered < 30);
 }
 
-TEST_CASE("stopOn() throws if the system does not let it, and may be called again") {
+TEST_CASE("stopOn() throws if sigaction() fails, and may be called again") {
     faults::reset(faults::nth(faults::kSigaction, 1, EINVAL));
     Stage stage;
     const Inside server;

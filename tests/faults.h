@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: MIT
 // Extendible WebSocket Server
 
-// Makes system calls fail, for black_faults_test.cpp, which is linked with --wrap=NAME for
-// each of them: what calls recv() then calls __wrap_recv() here, and __real_recv() is the
-// true one. Memory is had through the operator new at the end of this file.
+// Makes system calls fail, for black_faults_test.cpp. The linker option --wrap=recv turns every
+// call of recv() into one of __wrap_recv(), defined here, and names the original __real_recv().
+// Memory comes from the operator new at the end of this file.
 //
-// Only what the server does counts and fails: the test is Inside while it has the server
-// work, and its hooks are Outside again. All else in this thread goes straight on.
+// Only calls by the server are counted and may fail: the test is Inside while it lets the server
+// work, and its hooks are Outside again. All other calls pass through.
 
 #ifndef WS_TESTS_FAULTS_H
 #define WS_TESTS_FAULTS_H
@@ -51,55 +51,55 @@ constexpr std::array<const char *, kCalls> kNames = {
     "getaddrinfo", "fcntl",     "chmod",     "pipe2",         "read",        "write",
     "sigaction",   "getrlimit", "setrlimit", "clock_gettime", "operator new"};
 
-// What becomes of a call: an error (errno, or EAI_…, which are negative), or one of these.
+// The outcome of a call: an error (an errno, or a negative EAI_… code), or one of these.
 constexpr int kWorks = 0;
 constexpr int kShort = 10'001;   // moves one byte
-constexpr int kBlind = 10'002;   // poll() sees nobody
-constexpr int kEager = 10'003;   // poll() sees everybody who is waited for, ready or not
-constexpr int kStormy = 10'004;  // poll() is interrupted if it has to wait
+constexpr int kBlind = 10'002;   // poll() reports nothing
+constexpr int kEager = 10'003;   // poll() reports every requested event, ready or not
+constexpr int kStormy = 10'004;  // poll() is interrupted when it has to wait
 
 using Counts = std::array<std::size_t, kCalls>;
-using Rule = std::function<int(Call call, std::size_t n)>;  // the n-th of its kind, from 1
+using Rule = std::function<int(Call call, std::size_t n)>;  // for the n-th call of its kind, from 1
 
-// Not in State: it is asked by operator new, before and after State lives.
+// Not in State, because operator new also reads it before State exists and after it is gone.
 inline bool inside = false;
 
 template <bool Inside>
-class Place {
+class Scope {
   public:
-    Place() : before_(std::exchange(inside, Inside)) {}
-    ~Place() { inside = before_; }
-    Place(const Place &) = delete;
-    Place &operator=(const Place &) = delete;
+    Scope() : before_(std::exchange(inside, Inside)) {}
+    ~Scope() { inside = before_; }
+    Scope(const Scope &) = delete;
+    Scope &operator=(const Scope &) = delete;
 
   private:
     bool before_;
 };
-using Inside = Place<true>;
-using Outside = Place<false>;
+using Inside = Scope<true>;
+using Outside = Scope<false>;
 
 struct State {
     Rule rule;
-    std::function<void()> afterPoll;  // runs between poll() and what it leads to
-    double skipped = 0;               // seconds that the clock is ahead
-    bool stopped = false;             // the clock stands still, but for these
-    timespec time{};                  // when it was stopped
-    Counts counts{};                  // of the calls so far
-    std::size_t moved = 0;            // bytes, by the server
-    std::size_t polled = 0;           // descriptors, by the server, over and over
-    std::set<int> descriptors;        // that the server has open
-    int strayCloses = 0;              // of what it has not
-    int addressLists = 0;             // of getaddrinfo(), not freed
+    std::function<void()> afterPoll;  // runs when poll() has returned
+    double skipped = 0;               // seconds by which the clock is ahead
+    bool stopped = false;             // the clock advances only with `skipped`
+    timespec time{};                  // the real time when it stopped
+    Counts counts{};                  // calls so far
+    std::size_t moved = 0;            // bytes that the server has sent and received
+    std::size_t polled = 0;           // descriptors in all calls of poll() by the server
+    std::set<int> descriptors;        // open in the server
+    int strayCloses = 0;              // closes of other descriptors
+    int addressLists = 0;             // from getaddrinfo(), not freed
 };
 inline State state;
 
-// Begins anew.
+// Starts over.
 inline void reset(Rule rule = {}) {
     state = State{};
     state.rule = std::move(rule);
 }
 
-// Fails the n-th call of a kind, or all from there on.
+// Rules that fail the n-th call of a kind, or all of them.
 inline Rule nth(Call call, std::size_t n, int fault) {
     return [=](Call which, std::size_t i) { return which == call && i == n ? fault : kWorks; };
 }
@@ -107,7 +107,7 @@ inline Rule always(Call call, int fault) {
     return [=](Call which, std::size_t) { return which == call ? fault : kWorks; };
 }
 
-// Counts a call, and says what becomes of it.
+// Counts a call and returns its outcome.
 inline int next(Call call) {
     if (!inside) return kWorks;
     const Outside pause;
@@ -137,30 +137,30 @@ inline void closed(int descriptor) {
     if (state.descriptors.erase(descriptor) == 0 && inside) ++state.strayCloses;
 }
 
-// What poll() gives if it sees everybody, or nobody.
-inline int pretend(pollfd *entries, nfds_t size, bool everybody) {
+// A poll() that reports every requested event, or nothing.
+inline int pretend(pollfd *entries, nfds_t size, bool all) {
     int ready = 0;
     for (nfds_t i = 0; i < size; ++i) {
-        entries[i].revents = everybody && entries[i].fd >= 0 ? entries[i].events : short{0};
+        entries[i].revents = all && entries[i].fd >= 0 ? entries[i].events : short{0};
         ready += entries[i].revents != 0;
     }
     return ready;
 }
 
-// The first byte alone of what a sendmsg() is about.
+// The first byte of a message to send.
 inline iovec firstByte(const msghdr &message) {
     for (std::size_t i = 0; i < message.msg_iovlen; ++i)
         if (message.msg_iov[i].iov_len > 0) return {message.msg_iov[i].iov_base, 1};
     return {};
 }
 
-// Notes what a call has moved.
+// Counts the bytes that a call has moved.
 inline ssize_t moved(ssize_t size) {
     if (inside && size > 0) state.moved += static_cast<std::size_t>(size);
     return size;
 }
 
-// A call that moves bytes: all, or one, or none.
+// A call that moves all its bytes, one of them, or none.
 template <class Real>
 ssize_t moveBytes(Call which, std::size_t size, Real real) {
     const int fault = next(which);
@@ -168,7 +168,7 @@ ssize_t moveBytes(Call which, std::size_t size, Real real) {
     return moved(real(fault == kShort ? std::min<std::size_t>(size, 1) : size));
 }
 
-// The same, of a message.
+// The same for a message.
 template <class Message, class Real>
 ssize_t moveMessage(Call which, Message *message, Real real) {
     const int fault = next(which);
@@ -191,7 +191,7 @@ extern "C" {
 
 int __real_poll(pollfd *entries, nfds_t size, int timeout);
 int __wrap_poll(pollfd *entries, nfds_t size, int timeout) {
-    if (size == 0) return faults::state.skipped += timeout / 1000.0, 0;  // only sleeps
+    if (size == 0) return faults::state.skipped += timeout / 1000.0, 0;  // only a sleep
     if (faults::inside) faults::state.polled += size;
     const int fault = faults::next(faults::kPoll);
     int ready = 0;
@@ -233,7 +233,7 @@ int __wrap_accept4(int fd, sockaddr *address, socklen_t *size, int flags) {
     return accepted;
 }
 
-// Whatever it says, the descriptor is gone, as on Linux.
+// As on Linux, a close() that fails has closed the descriptor.
 int __real_close(int fd);
 int __wrap_close(int fd) {
     faults::closed(fd);
@@ -276,7 +276,7 @@ int __wrap_getsockname(int fd, sockaddr *address, socklen_t *size) {
                         [&] { return __real_getsockname(fd, address, size); });
 }
 
-// Gives its error as its result.
+// Returns its error.
 int __real_getaddrinfo(const char *host, const char *port, const addrinfo *hints, addrinfo **list);
 int __wrap_getaddrinfo(const char *host, const char *port, const addrinfo *hints, addrinfo **list) {
     int error = faults::next(faults::kGetaddrinfo);
@@ -291,7 +291,7 @@ void __wrap_freeaddrinfo(addrinfo *list) {
     __real_freeaddrinfo(list);
 }
 
-// The server gives it a number, if anything.
+// The server passes an int or nothing.
 int __real_fcntl(int fd, int command, ...);
 int __wrap_fcntl(int fd, int command, ...) {
     va_list more;
@@ -360,24 +360,24 @@ int __wrap_clock_gettime(clockid_t clock, timespec *now) {
 }  // extern "C"
 
 // ----------------------------------------------------------------------------
-// Memory. With the address sanitizer, malloc() still tells of every mistake but one:
-// new[] that meets delete.
+// Memory. With malloc() the address sanitizer still reports every mistake but one: new[] paired
+// with delete.
 // ----------------------------------------------------------------------------
 
 void *operator new(std::size_t size) {
     if (faults::next(faults::kMemory) != faults::kWorks) throw std::bad_alloc();
-    void *place = std::malloc(std::max<std::size_t>(size, 1));
-    if (place == nullptr) throw std::bad_alloc();
-    return place;
+    void *memory = std::malloc(std::max<std::size_t>(size, 1));
+    if (memory == nullptr) throw std::bad_alloc();
+    return memory;
 }
 void *operator new[](std::size_t size) { return operator new(size); }
 void *operator new(std::size_t size, const std::nothrow_t &) noexcept { return std::malloc(size); }
 void *operator new[](std::size_t size, const std::nothrow_t &) noexcept {
     return std::malloc(size);
 }
-void operator delete(void *place) noexcept { std::free(place); }
-void operator delete[](void *place) noexcept { std::free(place); }
-void operator delete(void *place, std::size_t) noexcept { std::free(place); }
-void operator delete[](void *place, std::size_t) noexcept { std::free(place); }
+void operator delete(void *memory) noexcept { std::free(memory); }
+void operator delete[](void *memory) noexcept { std::free(memory); }
+void operator delete(void *memory, std::size_t) noexcept { std::free(memory); }
+void operator delete[](void *memory, std::size_t) noexcept { std::free(memory); }
 
 #endif
