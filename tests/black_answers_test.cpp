@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: MIT
 // Extendible WebSocket Server
 
-// The README's ready answers. What stands there is taken from here, from between the lines
-// "// [title]" and "// [end]", word for word; and here each of them runs.
+// The README's ready answers. The README quotes the lines between "// [title]" and "// [end]"
+// word for word; here they run.
 
 #include "black.h"
 
@@ -19,14 +19,14 @@ struct ChatUser : WSBaseUser {
 
 using Chat = WebSocketServer<ChatUser, Config>;
 
-// One that listens, and says nothing by itself.
+// A chat that listens and sends nothing by itself.
 class QuietChat : public Chat {
   public:
     explicit QuietChat(Config config = Config()) : Chat(std::move(config)) { listen(); }
     void process(ChatUser &, WSMessage &) override {}
 };
 
-// What a program would look up in its database.
+// Stand-ins for a look into a database and for slow work.
 std::string nickOf(const std::string &session) { return session == "1f2e3d" ? "Ann" : ""; }
 std::string slowAnswer(const std::string &question) { return question + " 42"; }
 
@@ -39,7 +39,7 @@ int statusFor(WSBaseServer &server, const std::string &target, const std::string
 
 }  // namespace
 
-TEST_CASE("answer: send to one, to all, to some") {
+TEST_CASE("A hook sends to one user, to all users or to some of them") {
     class Server : public QuietChat {
         void preConnect(ChatUser &user, int) override { user.room = user.request().path(); }
         void process(ChatUser &user, WSMessage &) override {
@@ -60,7 +60,7 @@ TEST_CASE("answer: send to one, to all, to some") {
     CHECK(joined(cleo.hearUntilPong()) == "text for everybody, text for all but you");
 }
 
-TEST_CASE("answer: who is this?") {
+TEST_CASE("A session cookie tells who a user is, and strangers are refused with 401") {
     class Server : public QuietChat {
         // [Who is this?]
         void preConnect(ChatUser &user, int) override {
@@ -79,7 +79,7 @@ TEST_CASE("answer: who is this?") {
     CHECK(ann.hear() == "text Ann (3): hello");
 }
 
-TEST_CASE("answer: path and headers") {
+TEST_CASE("preConnect() knows the path, the query and the headers") {
     class Server : public QuietChat {
         // [Path and headers]
         void preConnect(ChatUser &user, int) override {
@@ -96,7 +96,7 @@ TEST_CASE("answer: path and headers") {
     CHECK((*server.users().begin()).browser == "some browser");
 }
 
-TEST_CASE("answer: close with a reason") {
+TEST_CASE("A close carries a code and a reason, and preDisconnect() knows both") {
     class Server : public QuietChat {
       public:
         Strings ends;
@@ -119,11 +119,11 @@ TEST_CASE("answer: close with a reason") {
     CHECK(bob.hear() == "close 1003");
     cleo.send(closeFrame(1001, "gone for lunch"));
     CHECK(cleo.hear() == "close 1001");
-    pump(server, "three ends", [&] { return server.ends.size() == 3; });
+    pump(server, "three disconnects", [&] { return server.ends.size() == 3; });
     CHECK(joined(server.ends) == "4000 see you, 1003 text only, please, 1001 gone for lunch");
 }
 
-TEST_CASE("answer: from another thread") {
+TEST_CASE("Another thread posts its answer to the user that asked") {
     class Server : public QuietChat {
       public:
         ~Server() override {
@@ -150,7 +150,7 @@ TEST_CASE("answer: from another thread") {
     CHECK(ann.hear() == "text the answer is 42");
 }
 
-TEST_CASE("answer: timers") {
+TEST_CASE("Timers fire in the order of their delays") {
     class Server : public QuietChat {
         using QuietChat::QuietChat;
         std::multimap<std::chrono::steady_clock::time_point, std::function<void()>> timers;
@@ -177,7 +177,7 @@ TEST_CASE("answer: timers") {
     CHECK(joined({ann.hear(), ann.hear()}) == "text soon, text later");
 }
 
-TEST_CASE("answer: health check") {
+TEST_CASE("A health check gets the number of users, other requests get 426") {
     class Server : public QuietChat {
         // [Health check]
         void httpRequest(const WSRequest &request, WSResponse &response) override {
@@ -198,20 +198,20 @@ TEST_CASE("answer: health check") {
     CHECK(other.status() == 426);
 }
 
-TEST_CASE("answer: TLS") {
+TEST_CASE("Behind a TLS proxy, only pages of the https origin connect") {
     Config config;
     // [TLS]
     config.address = "unix:/run/chat/socket";  // only the proxy reaches it,
     config.unixMode = 0660;                    // as a member of the file's group
     config.uniqueOrigin = {"https://chat.example.com"};
     // [end]
-    config.address = "127.0.0.1";  // (tests/black_listen_test.cpp tries Unix sockets)
+    config.address = "127.0.0.1";  // tests/black_listen_test.cpp covers Unix sockets
     QuietChat server(config);
     CHECK(statusFor(server, "/", "Origin: https://chat.example.com\r\n") == 101);
     CHECK(statusFor(server, "/", "Origin: http://chat.example.com\r\n") == 403);
 }
 
-TEST_CASE("answer: behind a proxy") {
+TEST_CASE("Behind a proxy, a user has the address of the real client") {
     Config config;
     // [Behind a proxy]
     config.trustedProxies = {"127.0.0.1", "10.0.0.0/8"};  // your own proxies, no others
@@ -225,7 +225,7 @@ TEST_CASE("answer: behind a proxy") {
     CHECK(server.findUser(2)->address() == "127.0.0.1");
 }
 
-TEST_CASE("answer: several processes") {
+TEST_CASE("Several processes share one port") {
     Config config;
     // [Several processes]
     config.port = 12345;
@@ -239,7 +239,7 @@ TEST_CASE("answer: several processes") {
     CHECK(second.port() == first.port());
 }
 
-TEST_CASE("answer: how to stop") {
+TEST_CASE("SIGTERM makes run() return") {
     class ChatServer : public QuietChat {
         using QuietChat::QuietChat;
         void tick() override { std::raise(SIGTERM); }
@@ -254,7 +254,7 @@ TEST_CASE("answer: how to stop") {
     CHECK(server.userCount() == 0);
 }
 
-TEST_CASE("answer: how many users") {
+TEST_CASE("A new user is told how many users are connected") {
     class Server : public QuietChat {
         // [How many users]
         void postConnect(ChatUser &user, int) override {

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: MIT
 // Extendible WebSocket Server
 
-// The README is true: its code is what is compiled and tested elsewhere, its table of configuration
-// has the fields and defaults of config.h, and what a newcomer needs stands at the top.
+// The README is true: its code is compiled and tested elsewhere, its configuration table has the
+// fields and defaults of config.h, and its first lines have what a new user needs.
 
 #include <doctest/doctest.h>
 
@@ -32,7 +32,7 @@ std::vector<std::string> linesOf(const std::string &text) {
     return lines;
 }
 
-// What is before `place` in the text, as a line number that counts from 1.
+// The number of the line where `place` begins, from 1.
 long lineOf(const std::string &text, const std::string &place) {
     const std::size_t at = text.find(place);
     REQUIRE_MESSAGE(at != std::string::npos, "missing: ", place);
@@ -54,7 +54,7 @@ std::string sectionOf(const std::string &title, const char *path = "README.md") 
     return readme.substr(text, readme.find("\n## ", text) - text);
 }
 
-// What a link to a heading says: "Who is this?" is #who-is-this.
+// The anchor of a heading: "Who is this?" has #who-is-this.
 std::string anchorOf(const std::string &heading) {
     std::string anchor;
     for (const char c : heading) {
@@ -65,7 +65,7 @@ std::string anchorOf(const std::string &heading) {
     return anchor;
 }
 
-// The first block of C++ in a text.
+// The first C++ block in a text.
 std::string codeIn(const std::string &text) {
     const std::string fence = "\n```cpp\n";
     const std::size_t begin = text.find(fence) + fence.size();
@@ -74,7 +74,7 @@ std::string codeIn(const std::string &text) {
 
 using Answers = std::map<std::string, std::string>;  // title, code
 
-// What is between "// [title]" and "// [end]", without the columns that both are indented by.
+// The lines between each "// [title]" and "// [end]", less the indentation of the markers.
 Answers testedAnswers() {
     Answers answers;
     std::string title;
@@ -130,7 +130,7 @@ Fields fieldsOfReadme() {
 
 }  // namespace
 
-TEST_CASE("the README's program is examples/readme.cpp, word for word") {
+TEST_CASE("The README's program is examples/readme.cpp, word for word") {
     const std::string program = read("examples/readme.cpp");
     CHECK(program.size() > 300);
     CHECK(read("README.md").find("```cpp\n" + program + "```\n") != std::string::npos);
@@ -150,7 +150,7 @@ TEST_CASE("examples/README.md has functions of examples/game.cpp, word for word"
     CHECK(functions == 3);
 }
 
-TEST_CASE("the ready answers are those of tests/black_answers_test.cpp, word for word") {
+TEST_CASE("The ready answers are those of tests/black_answers_test.cpp, word for word") {
     const std::string readme = sectionOf("Ready answers");
     const Answers tested = testedAnswers();
     CHECK(tested.size() >= 12);
@@ -167,7 +167,7 @@ TEST_CASE("the ready answers are those of tests/black_answers_test.cpp, word for
     CHECK(occurrences(readme, "\n```cpp\n") == tested.size());
 }
 
-TEST_CASE("all links within the README lead somewhere") {
+TEST_CASE("All links within the README lead to a heading") {
     const std::string readme = read("README.md");
     std::set<std::string> anchors;
     for (const std::string &line : linesOf(readme))
@@ -181,14 +181,14 @@ TEST_CASE("all links within the README lead somewhere") {
     }
 }
 
-TEST_CASE("the commands stand by line 15, the whole program by line 50") {
+TEST_CASE("The README has the commands by line 15, the whole program by line 50") {
     const std::string readme = read("README.md");
     CHECK(lineOf(readme, "make deps run") <= 15);
     CHECK(lineOf(readme, "make deps test") <= 15);
     CHECK(lineOf(readme, "int main() { ChatServer().run(); }") <= 50);
 }
 
-TEST_CASE("the README's table of configuration has all fields of config.h, with their defaults") {
+TEST_CASE("The README's configuration table has all fields of config.h, with their defaults") {
     const Fields fields = fieldsOfConfig();
     CHECK(fields.size() >= 20);
     CHECK(fieldsOfReadme() == fields);
