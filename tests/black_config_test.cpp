@@ -1,8 +1,7 @@
 // SPDX-License-Identifier: MIT
 // Extendible WebSocket Server
 
-// The configuration: what makes no sense is refused by a sentence that helps, where the
-// server listens, and what it prints.
+// The configuration: how bad values are refused, where the server listens, and what it prints.
 
 #include "black.h"
 
@@ -17,14 +16,14 @@ using namespace black;
 
 namespace {
 
-// Nothing of it is replaced.
+// A server with the default console().
 class PlainServer : public WebSocketServer<User, Config> {
   public:
     using WebSocketServer::WebSocketServer;
     void process(User &, WSMessage &) override {}
 };
 
-// What listen() complains of; "" if it does not.
+// The message of the exception from listen(); "" if there is none.
 template <class Exception>
 std::string complaint(const std::function<void(Config &)> &change) {
     PlainServer server;
@@ -44,10 +43,10 @@ bool canListen(const char *address) {
 }  // namespace
 
 // ----------------------------------------------------------------------------
-// What makes no sense
+// Bad values
 // ----------------------------------------------------------------------------
 
-TEST_CASE("A bad field is refused with its name, its value and what to do") {
+TEST_CASE("A bad field is refused with its name, its value and advice") {
     struct Row {
         std::string field, value;
         std::function<void(Config &)> change;
@@ -119,7 +118,7 @@ TEST_CASE("A bad field is refused with its name, its value and what to do") {
     }
 }
 
-TEST_CASE("An address or port that can not be had is named, with the reason") {
+TEST_CASE("A failed listen() names the address, the port and the reason") {
     const Server other;
     const std::string taken =
         complaint<std::runtime_error>([&](Config &config) { config.port = other.port(); });
@@ -134,14 +133,14 @@ TEST_CASE("An address or port that can not be had is named, with the reason") {
     CHECK(has(unknown, "does not resolve"));
     CHECK(has(unknown, "set a host name"));
 
-    // TEST-NET-3 of RFC 5737: it resolves, but is nobody's.
+    // TEST-NET-3 of RFC 5737: it resolves, but no machine has it.
     const std::string foreign =
         complaint<std::runtime_error>([](Config &config) { config.address = "203.0.113.1"; });
     CHECK(has(foreign, "\"203.0.113.1\""));
     CHECK(has(foreign, "cannot listen"));
 }
 
-TEST_CASE("What could not listen leaves nothing open, and can once that is mended") {
+TEST_CASE("A failed listen() leaves nothing open, and succeeds once the port is changed") {
     const int before = openDescriptors();
     {
         const Server other;
@@ -158,7 +157,7 @@ TEST_CASE("What could not listen leaves nothing open, and can once that is mende
     CHECK(openDescriptors() == before);
 }
 
-TEST_CASE("Zero is fine where it means no limit") {
+TEST_CASE("Zero is accepted where it means no limit") {
     CHECK(complaint<std::exception>([](Config &config) {
               config.maxUsersPerAddress = config.maxMessagesPerSecond = 0;
               config.pingSeconds = config.shutdownSeconds = 0;
@@ -174,22 +173,22 @@ TEST_CASE("Zero is fine where it means no limit") {
 }
 
 // ----------------------------------------------------------------------------
-// Where it listens
+// Where the server listens
 // ----------------------------------------------------------------------------
 
-TEST_CASE("With port 0 the system picks one, and port() tells it") {
+TEST_CASE("With port 0 the kernel picks a port, and port() returns it") {
     PlainServer server;
     CHECK(server.port() == 0);
     server.listen();
     const int port = server.port();
     CHECK(port > 1023);
-    server.listen();  // done already
+    server.listen();  // already listening
     CHECK(server.port() == port);
     const Peer peer(server);
     CHECK(server.userCount() == 1);
 }
 
-TEST_CASE("It listens on every address that the configured one stands for, at one port") {
+TEST_CASE("The server listens on every address that its name resolves to, at one port") {
     Strings ofLocalhost;
     addrinfo hints{};
     hints.ai_socktype = SOCK_STREAM;
@@ -221,7 +220,7 @@ TEST_CASE("It listens on every address that the configured one stands for, at on
     }
 }
 
-TEST_CASE("An IPv6 address is fine, too") {
+TEST_CASE("The server listens on an IPv6 address") {
     if (!canListen("::1")) {
         MESSAGE("skipped: this machine has no IPv6");
         return;
@@ -231,10 +230,10 @@ TEST_CASE("An IPv6 address is fine, too") {
     client.send(upgrade());
     CHECK(has(client.head(), " 101 "));
     CHECK(server.user(1).address() == "::1");
-    CHECK_THROWS(Client(server.port()));  // and nowhere else
+    CHECK_THROWS(Client(server.port()));  // nothing listens on IPv4
 }
 
-TEST_CASE("The soft limit of open files is raised to what may be needed") {
+TEST_CASE("The soft limit on open files is raised as needed, and never lowered") {
     rlimit before{}, low{}, after{};
     ::getrlimit(RLIMIT_NOFILE, &before);
     low = before;
@@ -250,7 +249,7 @@ TEST_CASE("The soft limit of open files is raised to what may be needed") {
     {
         Server server([](Config &config) { config.maxUsers = config.maxPending = 10; });
         ::getrlimit(RLIMIT_NOFILE, &low);
-        CHECK(low.rlim_cur == after.rlim_cur);  // never lowered
+        CHECK(low.rlim_cur == after.rlim_cur);
     }
     if (before.rlim_max < 1'000'000'000) {
         Server server([](Config &config) { config.maxUsers = 1'000'000'000; });
@@ -261,7 +260,7 @@ TEST_CASE("The soft limit of open files is raised to what may be needed") {
     ::setrlimit(RLIMIT_NOFILE, &before);
 }
 
-TEST_CASE("What is no place to listen may be changed while the server runs") {
+TEST_CASE("Limits may be changed while the server runs") {
     Server server;
     Peer peer(server);
     peer.send(frame(kText, "12345"));
@@ -279,10 +278,10 @@ TEST_CASE("What is no place to listen may be changed while the server runs") {
 }
 
 // ----------------------------------------------------------------------------
-// What it prints
+// What the server prints
 // ----------------------------------------------------------------------------
 
-TEST_CASE("console() hears of comings and goings only if debug is true") {
+TEST_CASE("Connects, disconnects and HTTP answers are logged only if debug is true") {
     for (const bool debug : {false, true}) {
         CAPTURE(debug);
         Server server;
@@ -302,7 +301,7 @@ TEST_CASE("console() hears of comings and goings only if debug is true") {
     }
 }
 
-TEST_CASE("What peers have a say in can not play tricks on the terminal") {
+TEST_CASE("Control characters from a peer never reach the terminal") {
     Server server;
     server.config().debug = true;
     Peer peer(server);
@@ -326,7 +325,7 @@ class TalkativeServer : public PlainServer {
   protected:
     void console(WSLevel, std::string_view) override {
         ++lines;
-        sendToAll("x");  // makes preSend() throw, which would be told of
+        sendToAll("x");  // makes preSend() throw, which would be logged
         throw std::runtime_error("no terminal");
     }
     void preSend(User &, WSMessage &) override { throw std::runtime_error("on purpose"); }
@@ -334,7 +333,7 @@ class TalkativeServer : public PlainServer {
 
 }  // namespace
 
-TEST_CASE("A console() that throws, or makes the server talk, does no harm") {
+TEST_CASE("A console() that throws or sends does no harm") {
     TalkativeServer server;
     server.config().debug = true;
     server.listen();
@@ -357,7 +356,7 @@ class Announcer : public PlainServer {
 
 }  // namespace
 
-TEST_CASE("By default console() prints to standard output, a line each") {
+TEST_CASE("The default console() prints one line to standard output") {
     std::FILE *file = std::tmpfile();
     REQUIRE(file != nullptr);
     std::fflush(stdout);
@@ -373,7 +372,7 @@ TEST_CASE("By default console() prints to standard output, a line each") {
     CHECK(printed == "plain\nwarning: careful\nerror: oh\n");
 }
 
-TEST_CASE("A pipe that nobody reads holds up nobody, nor does one that is closed") {
+TEST_CASE("Logging to a full or a closed pipe does not stop the server") {
     std::fflush(stdout);
     const int before = ::dup(STDOUT_FILENO);
     int ends[2] = {-1, -1};
@@ -381,11 +380,11 @@ TEST_CASE("A pipe that nobody reads holds up nobody, nor does one that is closed
     ::dup2(ends[1], STDOUT_FILENO);
     ::close(ends[1]);
     Announcer announcer;
-    for (int i = 0; i < 20'000; ++i) announcer.announce();  // several times what a pipe holds
+    for (int i = 0; i < 20'000; ++i) announcer.announce();  // several times the capacity of a pipe
     std::string printed(1'000'000, '\0');
     const ssize_t size = ::read(ends[0], printed.data(), printed.size());
     printed.resize(static_cast<std::size_t>(std::max<ssize_t>(size, 0)));
-    announcer.announce();  // there is place again
+    announcer.announce();  // there is room again
     std::string more(100, '\0');
     const ssize_t rest = ::read(ends[0], more.data(), more.size());
     ::close(ends[0]);
@@ -397,7 +396,7 @@ TEST_CASE("A pipe that nobody reads holds up nobody, nor does one that is closed
     CHECK(rest == 33);
 }
 
-TEST_CASE("A line of the log has a bounded length, whatever a peer wants to be told of") {
+TEST_CASE("A log line has a bounded length, however long the path of a request is") {
     Server server([](Config &config) { config.debug = true; });
     const Peer peer(server, "/" + std::string(5000, 'x'));
     REQUIRE(server.lines.size() == 2);

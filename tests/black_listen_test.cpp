@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 // Extendible WebSocket Server
 
-// Where it listens beside TCP ports of its own: Unix sockets, sockets that somebody else has
+// Other places to listen than a TCP port of its own: Unix sockets, sockets that another program has
 // opened, ports that several servers share.
 
 #include "black.h"
@@ -17,7 +17,7 @@ using namespace black;
 
 namespace {
 
-// A folder that goes with this object, and what is in it.
+// A temporary folder. The destructor removes it and its files.
 class Folder {
   public:
     Folder() {
@@ -51,7 +51,7 @@ const sockaddr *asAddress(const sockaddr_un &address) {
     return reinterpret_cast<const sockaddr *>(&address);
 }
 
-// A socket that is connected to that path, or -1.
+// A socket connected to that path, or -1.
 int connectTo(const std::string &path) {
     const int fd = ::socket(AF_UNIX, SOCK_STREAM, 0);
     const sockaddr_un address = addressOf(path);
@@ -60,7 +60,7 @@ int connectTo(const std::string &path) {
     return -1;
 }
 
-// What a server that died leaves there.
+// Leaves the socket file of a server that died.
 void leaveStale(const std::string &path) {
     const int fd = ::socket(AF_UNIX, SOCK_STREAM, 0);
     const sockaddr_un address = addressOf(path);
@@ -79,7 +79,7 @@ std::unique_ptr<Server> serverAt(const std::string &path, int mode = 0660) {
     });
 }
 
-// What the constructor of a server at that path complains of.
+// The error message of a server that cannot listen at that path; "" if it can.
 std::string complaintAt(const std::string &path) {
     try {
         serverAt(path);
@@ -89,7 +89,7 @@ std::string complaintAt(const std::string &path) {
     return {};
 }
 
-// Somebody comes by that path, and has a message echoed.
+// A client connects to that path and gets an echo.
 void checkEcho(Server &server, const std::string &path) {
     const int fd = connectTo(path);
     REQUIRE(fd >= 0);
@@ -105,7 +105,7 @@ void checkEcho(Server &server, const std::string &path) {
 // Unix sockets
 // ----------------------------------------------------------------------------
 
-TEST_CASE("At unix:/path it is served like at a port") {
+TEST_CASE("A server at unix:/path works like one at a port") {
     Folder folder;
     const std::string path = folder.path("socket");
     const auto server = serverAt(path);
@@ -129,7 +129,7 @@ TEST_CASE("At unix:/path it is served like at a port") {
     CHECK(client.end == "EOF");
 }
 
-TEST_CASE("A proxy that comes by a Unix socket is believed, if it is trusted") {
+TEST_CASE("A proxy on a Unix socket is believed only if it is trusted") {
     for (const bool trusted : {false, true}) {
         Folder folder;
         const std::string path = folder.path("socket");
@@ -147,7 +147,7 @@ TEST_CASE("A proxy that comes by a Unix socket is believed, if it is trusted") {
     }
 }
 
-TEST_CASE("The file has the configured mode, whatever the umask is, and goes with the listener") {
+TEST_CASE("A socket file has the configured mode, whatever the umask, and goes with its listener") {
     for (const int mode : {0600, 0660, 0666}) {
         for (const mode_t mask : {mode_t{0}, mode_t{077}}) {
             Folder folder;
@@ -169,7 +169,7 @@ TEST_CASE("The file has the configured mode, whatever the umask is, and goes wit
     }
 }
 
-TEST_CASE("What a server that died has left is replaced, what a living one has is not") {
+TEST_CASE("The socket file of a dead server is replaced, that of a live one is not") {
     Folder folder;
     const std::string path = folder.path("socket");
     leaveStale(path);
@@ -183,7 +183,7 @@ TEST_CASE("What a server that died has left is replaced, what a living one has i
     checkEcho(*server, path);
 }
 
-TEST_CASE("A living server whose queue of newcomers is full is not taken for a dead one") {
+TEST_CASE("A live server with a full backlog is not taken for a dead one") {
     Folder folder;
     const std::string path = folder.path("socket");
     const int busy = ::socket(AF_UNIX, SOCK_STREAM, 0);
@@ -197,7 +197,7 @@ TEST_CASE("A living server whose queue of newcomers is full is not taken for a d
     ::close(busy);
 }
 
-TEST_CASE("What is there and is no socket is left alone") {
+TEST_CASE("A file that is not a socket is left alone") {
     Folder folder;
     const std::string file = folder.path("file"), link = folder.path("link"),
                       socket = folder.path("socket");
@@ -213,7 +213,7 @@ TEST_CASE("What is there and is no socket is left alone") {
     CHECK(has(complaintAt(folder.path("nowhere") + "/socket"), "No such file"));
 }
 
-TEST_CASE("What could not listen at a path leaves nothing open, nor a file") {
+TEST_CASE("A server that cannot listen at a path leaves neither a descriptor nor a file") {
     const int before = openDescriptors();
     Folder folder;
     const std::string path = folder.path("socket");
@@ -227,12 +227,12 @@ TEST_CASE("What could not listen at a path leaves nothing open, nor a file") {
 }
 
 // ----------------------------------------------------------------------------
-// Sockets that somebody else has opened
+// Sockets that another program has opened
 // ----------------------------------------------------------------------------
 
 namespace {
 
-// A socket at a free port of 127.0.0.1.
+// A socket bound to a free port of 127.0.0.1.
 int openTcp(bool listens) {
     const int fd = ::socket(AF_INET, SOCK_STREAM, 0);
     sockaddr_in address{};
@@ -245,13 +245,13 @@ int openTcp(bool listens) {
 
 }  // namespace
 
-TEST_CASE("A socket that listens already is listened at, and stays open") {
+TEST_CASE("The server accepts at a socket that listens already, and leaves it open") {
     const int before = openDescriptors();
     const int fd = openTcp(true);
     for (int i = 0; i < 2; ++i) {
         Server server([&](Config &config) {
             config.listenFd = fd;
-            config.address = "no host";  // is not used
+            config.address = "no host";  // not used
             config.debug = true;
         });
         CHECK(server.printed("listening at listenFd " + std::to_string(fd)));
@@ -263,7 +263,7 @@ TEST_CASE("A socket that listens already is listened at, and stays open") {
         }
         server.stop();
         server.takeLastTurns();
-        server.listen();  // and once more
+        server.listen();  // once more
         const Peer peer(server);
         CHECK(server.userCount() == 1);
     }
@@ -272,7 +272,7 @@ TEST_CASE("A socket that listens already is listened at, and stays open") {
     CHECK(openDescriptors() == before);
 }
 
-TEST_CASE("Who comes while nobody accepts is served by the next server") {
+TEST_CASE("A client that connects while no server accepts is served by the next server") {
     const int fd = openTcp(true);
     const auto change = [&](Config &config) { config.listenFd = fd; };
     auto server = std::make_unique<Server>(change);
@@ -286,7 +286,7 @@ TEST_CASE("Who comes while nobody accepts is served by the next server") {
     ::close(fd);
 }
 
-TEST_CASE("If who shares it shuts it down, nobody can come, but the server does not spin") {
+TEST_CASE("The server does not spin when another program shuts its socket down") {
     const int before = openDescriptors();
     const int fd = openTcp(true);
     {
@@ -304,7 +304,7 @@ TEST_CASE("If who shares it shuts it down, nobody can come, but the server does 
     CHECK(openDescriptors() == before);
 }
 
-TEST_CASE("Who comes by IPv4 to a socket that takes both has an IPv4 address") {
+TEST_CASE("An IPv4 client of a socket for both IP versions has an IPv4 address") {
     const int fd = ::socket(AF_INET6, SOCK_STREAM, 0), off = 0;
     sockaddr_in6 address{};
     address.sin6_family = AF_INET6;
@@ -322,7 +322,7 @@ TEST_CASE("Who comes by IPv4 to a socket that takes both has an IPv4 address") {
     ::close(fd);
 }
 
-TEST_CASE("A Unix socket may be handed over, too") {
+TEST_CASE("listenFd may be a Unix socket") {
     Folder folder;
     const std::string path = folder.path("socket");
     const int fd = ::socket(AF_UNIX, SOCK_STREAM, 0);
@@ -334,11 +334,11 @@ TEST_CASE("A Unix socket may be handed over, too") {
         CHECK(server.port() == 0);
         checkEcho(server, path);
     }
-    CHECK(exists(path));  // it is not the server's
+    CHECK(exists(path));  // the file does not belong to the server
     ::close(fd);
 }
 
-TEST_CASE("What is no listening socket is refused by name") {
+TEST_CASE("A listenFd that is not a listening socket is refused") {
     const int quiet = openTcp(false), file = ::open("/dev/null", O_RDONLY);
     const int before = openDescriptors();
     for (const int fd : {quiet, file}) {
@@ -354,7 +354,7 @@ TEST_CASE("What is no listening socket is refused by name") {
 // Shared ports
 // ----------------------------------------------------------------------------
 
-TEST_CASE("With reusePort several servers share a port, and each gets some of who comes") {
+TEST_CASE("With reusePort several servers share a port, and each gets some of the clients") {
     const auto shared = [](int port) {
         return [=](Config &config) {
             config.port = port;
@@ -369,7 +369,7 @@ TEST_CASE("With reusePort several servers share a port, and each gets some of wh
         clients.push_back(std::make_unique<Client>(first.port()));
         clients.back()->send(upgrade());
     }
-    pump(first, "everybody", [&] {
+    pump(first, "all clients", [&] {
         second.turn(0ms);
         return first.userCount() + second.userCount() == 60;
     });
