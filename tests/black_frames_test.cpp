@@ -2,7 +2,7 @@
 // Extendible WebSocket Server
 
 // Frames and messages over a real socket (RFC 6455 5, 7 and 8.1): however they are cut into
-// packets, and whatever is wrong with them.
+// packets, and whichever rule they break.
 
 #include "black.h"
 
@@ -10,7 +10,7 @@ using namespace black;
 
 namespace {
 
-// A text in which a byte that is lost, doubled or displaced is noticed.
+// A text in which a lost, doubled or displaced byte shows.
 std::string longText(std::size_t size) {
     std::string text;
     while (text.size() < size) text += std::to_string(text.size()) + ' ';
@@ -18,19 +18,19 @@ std::string longText(std::size_t size) {
     return text;
 }
 
-// The echo, whole. Not compared by doctest, which would print it.
+// Whether the next frame is this echo. doctest itself would print the payload.
 bool isEcho(Peer &peer, unsigned opcode, const std::string &payload) {
     const std::optional<Peer::Frame> frame = peer.next();
     return frame && frame->opcode == opcode && frame->payload == payload;
 }
 
-// A frame's header whose length is written in `size` bytes, minimal or not.
+// A frame header whose length takes `size` bytes, minimal or not.
 std::string longHeader(unsigned first, std::uint64_t length, unsigned size) {
     return networkOrder(first, 1) + networkOrder(kMask | (size == 2 ? 126U : 127U), 1) +
            networkOrder(length, size) + std::string(kMaskingKey);
 }
 
-// Sends in one piece, or byte by byte, until the server has enough.
+// Sends in one piece, or byte by byte.
 void sendCut(Peer &peer, const std::string &bytes, bool bytewise) {
     if (!bytewise) return peer.send(bytes);
     for (const char byte : bytes) peer.step({&byte, 1});
@@ -39,10 +39,10 @@ void sendCut(Peer &peer, const std::string &bytes, bool bytewise) {
 }  // namespace
 
 // ----------------------------------------------------------------------------
-// What is right
+// Valid frames
 // ----------------------------------------------------------------------------
 
-TEST_CASE("Text and binary of every size are echoed, in one frame or many") {
+TEST_CASE("Text and binary messages of every size are echoed, in one frame or many") {
     Server server;
     Peer peer(server);
     for (const std::size_t size :
@@ -64,7 +64,7 @@ TEST_CASE("Text and binary of every size are echoed, in one frame or many") {
     }
 }
 
-TEST_CASE("A message of 16 MiB is echoed byte by byte, if the limit is raised") {
+TEST_CASE("A message of 16 MiB is echoed exactly, if the limit allows it") {
     constexpr std::size_t kSize = 16 * 1024 * 1024;
     Server server([](Config &config) {
         config.maxMessageBytes = kSize;
@@ -103,7 +103,7 @@ TEST_CASE("A stream of frames means the same wherever it is cut") {
     CHECK((joined(peer.hearAll()) == expected));
 }
 
-TEST_CASE("Messages that are larger than one read arrive whole, wherever reads cut them") {
+TEST_CASE("Messages larger than one read arrive whole, wherever reads cut them") {
     const std::string text = longText(3000);
     const std::string stream =
         frame(kText, text) + frame(kPing, "p") + frame(kText, text.substr(0, 1000), 0) +
@@ -134,7 +134,7 @@ TEST_CASE("Ten pings in one packet get ten pongs, in order") {
 // Closing
 // ----------------------------------------------------------------------------
 
-TEST_CASE("A Close is answered with the same code, and what comes behind it is ignored") {
+TEST_CASE("A Close is answered with the same code, and data after it is ignored") {
     struct Row {
         std::string label, payload, heard;
     };
@@ -157,7 +157,7 @@ TEST_CASE("A Close is answered with the same code, and what comes behind it is i
         Peer peer(server);
         peer.keepsOpen = true;
         peer.send(frame(kText, "before") + frame(kClose, row.payload) + frame(kText, "behind") +
-                  frame(kPing, "") + "no frame at all");
+                  frame(kPing, "") + "not a frame");
         CHECK(joined(peer.hearAll()) == "text before, " + row.heard);
         peer.step(frame(kText, "much later"));
         CHECK(std::count(server.hooks.begin(), server.hooks.end(), "process 1: before") == 1);
@@ -166,7 +166,7 @@ TEST_CASE("A Close is answered with the same code, and what comes behind it is i
     }
 }
 
-TEST_CASE("A Close from the server waits for the peer's") {
+TEST_CASE("After its Close, the server waits for that of the peer") {
     Server server;
     Peer peer(server);
     server.disconnect(server.user(1), 4000, "time to go");
@@ -180,7 +180,7 @@ TEST_CASE("A Close from the server waits for the peer's") {
     CHECK_FALSE(has(joined(server.hooks), "process"));
 }
 
-TEST_CASE("Who is disconnected by a message is not heard any more, not even in the same packet") {
+TEST_CASE("After disconnect(), messages of that user are ignored, even in the same packet") {
     Server server;
     server.onProcess = [&](User &user, WSMessage &) { server.disconnect(user, 4000); };
     Peer peer(server);
@@ -190,7 +190,7 @@ TEST_CASE("Who is disconnected by a message is not heard any more, not even in t
     CHECK_FALSE(has(joined(server.hooks), "too late"));
 }
 
-TEST_CASE("A peer that breaks the protocol while it should close gets no second Close") {
+TEST_CASE("A peer that breaks the protocol instead of closing gets no second Close") {
     Server server;
     Peer peer(server);
     server.disconnect(server.user(1), 4000);
@@ -199,7 +199,7 @@ TEST_CASE("A peer that breaks the protocol while it should close gets no second 
     CHECK(peer.hear() == "EOF");
 }
 
-TEST_CASE("A peer that sends a message and a Close and shuts down gets everything echoed") {
+TEST_CASE("A peer that half-closes after its messages gets all echoes, with or without a Close") {
     Server server;
     const std::string message = longText(900'000);
     Peer peer(server);
@@ -218,10 +218,10 @@ TEST_CASE("A peer that sends a message and a Close and shuts down gets everythin
 }
 
 // ----------------------------------------------------------------------------
-// What is wrong
+// Broken rules
 // ----------------------------------------------------------------------------
 
-TEST_CASE("Whoever breaks a rule gets the right close code, and then the end of the connection") {
+TEST_CASE("A peer that breaks a rule gets the right close code, then the end of the connection") {
     struct Row {
         std::string label, bytes;
         int code;
@@ -241,14 +241,14 @@ TEST_CASE("Whoever breaks a rule gets the right close code, and then the end of 
         {"A length below 65536 takes 8 bytes.", longHeader(kFin | kText, 65535, 8), 1002},
         {"A length has its top bit set.", longHeader(kFin | kText, 1ULL << 63, 8), 1002},
         {"A continuation has nothing to continue.", frame(kContinuation, "x"), 1002},
-        {"A continuation comes after a whole message.",
+        {"A continuation follows a whole message.",
          frame(kText, "done") + frame(kContinuation, "x"), 1002},
-        {"A continuation comes after the last.",
+        {"A continuation follows the last one.",
          frame(kText, "a", 0) + frame(kContinuation, "b") + frame(kContinuation, "c"), 1002},
         {"A text begins inside a text.", frame(kText, "a", 0) + frame(kText, "b"), 1002},
         {"A binary begins inside a text.", frame(kText, "a", 0) + frame(kBinary, "b", 0), 1002},
 
-        {"A text has a byte that UTF-8 never has.", frame(kText, "a\xFFz"), 1007},
+        {"A text has a byte that never occurs in UTF-8.", frame(kText, "a\xFFz"), 1007},
         {"A text has a surrogate.", frame(kText, "\xED\xA0\x80"), 1007},
         {"A text has a character above U+10FFFF.", frame(kText, "\xF4\x90\x80\x80"), 1007},
         {"A text has an overlong slash.", frame(kText, "\xC0\xAF"), 1007},
@@ -258,17 +258,17 @@ TEST_CASE("Whoever breaks a rule gets the right close code, and then the end of 
         {"A message ends inside a character, with an empty frame.",
          frame(kText, "\xC3", 0) + frame(kContinuation, ""), 1007},
         {"A continuation is not UTF-8.", frame(kText, "a", 0) + frame(kContinuation, "\xBF"), 1007},
-        {"A character is cut by a ping and then wrong.",
+        {"A ping splits a character that then goes wrong.",
          frame(kText, "\xE2", 0) + frame(kPing, "") + frame(kContinuation, "\x41"), 1007},
 
         {"A Close has half a code.", frame(kClose, "\x03"), 1002},
-        {"A Close has a reason that is no UTF-8.", closeFrame(1000, "\xC3"), 1007},
+        {"A Close has a reason that is not UTF-8.", closeFrame(1000, "\xC3"), 1007},
 
-        {"A text declares too much.", header(kFin | kText, 1001), 1009},
-        {"A binary declares far too much.", longHeader(kFin | kBinary, ~0ULL >> 1, 8), 1009},
-        {"Fragments add up to too much.",
+        {"A text declares too long a payload.", header(kFin | kText, 1001), 1009},
+        {"A binary declares a huge payload.", longHeader(kFin | kBinary, ~0ULL >> 1, 8), 1009},
+        {"Fragments add up to too long a message.",
          frame(kText, std::string(600, 'x'), 0) + header(kContinuation, 401), 1009},
-        {"There are too many fragments.",
+        {"A message has too many fragments.",
          frame(kBinary, "", 0) + frame(kContinuation, "", 0) + frame(kContinuation, "", 0) +
              frame(kContinuation, ""),
          1008},
@@ -278,7 +278,7 @@ TEST_CASE("Whoever breaks a rule gets the right close code, and then the end of 
     for (const unsigned bit : {0x40U, 0x20U, 0x10U})
         rows.push_back({"A reserved bit is set in a ping.", frame(kPing | bit, ""), 1002});
     for (const unsigned opcode : {3U, 4U, 5U, 6U, 7U, 11U, 12U, 13U, 14U, 15U})
-        rows.push_back({"Opcode " + std::to_string(opcode), frame(opcode, ""), 1002});
+        rows.push_back({"Reserved opcode " + std::to_string(opcode), frame(opcode, ""), 1002});
     for (const int code : {0, 999, 1004, 1005, 1006, 1015, 1016, 1999, 2999, 5000, 65535})
         rows.push_back({"A Close has the code " + std::to_string(code), closeFrame(code), 1002});
 
@@ -303,7 +303,7 @@ TEST_CASE("Whoever breaks a rule gets the right close code, and then the end of 
     }
 }
 
-TEST_CASE("What just keeps the rules is taken") {
+TEST_CASE("Messages exactly at the limits are accepted") {
     Server server([](Config &config) {
         config.maxMessageBytes = 1000;
         config.maxFragments = 3;
@@ -314,7 +314,7 @@ TEST_CASE("What just keeps the rules is taken") {
               frame(kContinuation, full.substr(400)));
     CHECK(peer.hear() == "text " + full);
     CHECK(peer.hear() == "text " + full);
-    for (int i = 0; i < 2; ++i) {  // what counts begins anew with each message
+    for (int i = 0; i < 2; ++i) {  // the counts start over with each message
         peer.send(frame(kText, "a", 0) + frame(kPing, "") + frame(kContinuation, "b", 0) +
                   frame(kContinuation, "c"));
         CHECK(peer.hear() == "pong");
@@ -322,21 +322,21 @@ TEST_CASE("What just keeps the rules is taken") {
     }
 }
 
-TEST_CASE("Text that is no UTF-8 fails at the first byte that shows it") {
+TEST_CASE("Text that is not UTF-8 fails at the first byte that shows it") {
     struct Row {
-        std::string label, good, bad;  // after `good` all may become well yet
+        std::string label, good, bad;  // `good` may still become valid
     };
     const std::vector<Row> rows = {
-        {"A byte that UTF-8 never has.", "ab", "\xFF"},
-        {"A continuation byte without a lead.", "ab", "\x80"},
-        {"An overlong lead.", "", "\xC1"},
-        {"An ASCII byte where a character goes on.", "a\xE2\x82", "b"},
-        {"A lead where a character goes on.", "\xC3", "\xC3"},
+        {"A byte that never occurs in UTF-8.", "ab", "\xFF"},
+        {"A continuation byte without a lead byte.", "ab", "\x80"},
+        {"An overlong lead byte.", "", "\xC1"},
+        {"An ASCII byte inside a character.", "a\xE2\x82", "b"},
+        {"A lead byte inside a character.", "\xC3", "\xC3"},
         {"A surrogate, at its second byte.", "\xED", "\xA0"},
         {"An overlong character, at its second byte.", "\xE0", "\x9F"},
         {"An overlong character of four bytes.", "\xF0", "\x8F"},
         {"A character above U+10FFFF.", "\xF4", "\x90"},
-        {"After much that was right.", std::string(50'000, 'x'), "\xC0"},
+        {"A bad byte after 50 000 good ones.", std::string(50'000, 'x'), "\xC0"},
     };
     for (const Row &row : rows) {
         for (const bool fragmented : {false, true}) {
@@ -344,7 +344,7 @@ TEST_CASE("Text that is no UTF-8 fails at the first byte that shows it") {
             CAPTURE(fragmented);
             Server server;
             Peer peer(server);
-            // The header promises far more than ever comes.
+            // The header declares far more than is ever sent.
             std::string bytes = fragmented ? frame(kText, row.good, 0) : "";
             bytes += header(fragmented ? kContinuation : kText, 100'000);
             const std::string payload = masked(fragmented ? row.bad : row.good + row.bad);
@@ -360,7 +360,7 @@ TEST_CASE("Text that is no UTF-8 fails at the first byte that shows it") {
     }
 }
 
-TEST_CASE("What one peer left unfinished is not the next one's") {
+TEST_CASE("The unfinished message of one peer does not affect the next peer") {
     Server server;
     for (int i = 0; i < 3; ++i) {
         Peer broken(server);
