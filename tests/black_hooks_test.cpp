@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: MIT
 // Extendible WebSocket Server
 
-// The hooks: which run, in what order, what they see, and what they may do. The contract
-// is at WebSocketServer in server.h.
+// The hooks: which run, in what order, what they see, and what they may do. Their contracts are at
+// WebSocketServer in server.h.
 
 #include "black.h"
 
@@ -13,8 +13,8 @@ using namespace black;
 
 namespace {
 
-// Each user's hooks come in pairs, exactly once and in order; postDisconnect(), which has
-// no user, right behind the preDisconnect() it belongs to.
+// Checks that each user's hooks come in pairs, exactly once and in order, and that each
+// postDisconnect(), which has no user, directly follows its preDisconnect().
 void checkPairs(const Server &server, std::size_t refused = 0) {
     std::map<std::string, Strings> perUser;
     Strings ends;
@@ -37,7 +37,7 @@ void checkPairs(const Server &server, std::size_t refused = 0) {
     CHECK(missing == refused);
 }
 
-// Sends more than the kernels take, to somebody who does not read.
+// Sends to a user that does not read until its queue is full.
 void fillQueue(Server &server, User &user) {
     const WSMessage msg(std::string(100'000, 'x'));
     int count = 0;
@@ -46,7 +46,7 @@ void fillQueue(Server &server, User &user) {
 
 }  // namespace
 
-TEST_CASE("All hooks of a user's life run, in this order") {
+TEST_CASE("All hooks of a user's life run in order") {
     Server server;
     Peer ada(server);
     ada.send(frame(kText, "hi"));
@@ -62,10 +62,10 @@ TEST_CASE("All hooks of a user's life run, in this order") {
 }
 
 // ----------------------------------------------------------------------------
-// How a user can end
+// How a connection can end
 // ----------------------------------------------------------------------------
 
-TEST_CASE("However a user ends, the last two hooks run once, with code and reason") {
+TEST_CASE("However a connection ends, its last two hooks run once, with code and reason") {
     const std::string big(1000, 'x');
     struct Row {
         std::string label;
@@ -80,16 +80,16 @@ TEST_CASE("However a user ends, the last two hooks run once, with code and reaso
          "close 3001, EOF"},
         {"The peer closes without a code.",
          [](Server &, Peer &peer) { peer.send(frame(kClose, "")); }, 1005, "", "close, EOF"},
-        {"The peer shuts its side down without a Close.",
-         [](Server &, Peer &peer) { peer.finish(); }, 1006, "", "EOF"},
+        {"The peer half-closes without a Close.", [](Server &, Peer &peer) { peer.finish(); }, 1006,
+         "", "EOF"},
         {"The peer resets the connection.", [](Server &, Peer &peer) { peer.reset(); }, 1006, "",
          ""},
         {"The peer sends a frame that is not masked.",
          [](Server &, Peer &peer) { peer.send("\x81\x01x"); }, 1002, "masked", "close 1002, EOF"},
-        {"The peer sends text that is no UTF-8.",
+        {"The peer sends text that is not UTF-8.",
          [](Server &, Peer &peer) { peer.send(frame(kText, "\xFF")); }, 1007, "UTF-8",
          "close 1007, EOF"},
-        {"The peer sends too big a message.",
+        {"The peer sends a message over the limit.",
          [&](Server &, Peer &peer) { peer.send(frame(kText, big)); }, 1009, "big",
          "close 1009, EOF"},
         {"The peer sends too many fragments.",
@@ -103,19 +103,19 @@ TEST_CASE("However a user ends, the last two hooks run once, with code and reaso
              for (int i = 0; i < 51; ++i) peer.send(frame(kPing, ""));
          },
          1008, "per second", nullptr},
-        {"A hook disconnects it, and the peer answers.",
+        {"The server disconnects the user, and the peer answers.",
          [](Server &server, Peer &peer) {
              server.disconnect(server.user(1), 4000, "kicked");
              peer.send(closeFrame(4000));
          },
          4000, "kicked", "close 4000, EOF"},
-        {"A hook disconnects it, and then the peer gives another code.",
+        {"The server disconnects the user, and the peer answers with another code.",
          [](Server &server, Peer &peer) {
              server.disconnect(server.user(1), 4000, "kicked");
              peer.send(closeFrame(3000));
          },
          4000, "kicked", "close 4000, EOF"},
-        {"A hook disconnects it twice.",
+        {"The server disconnects the user twice.",
          [](Server &server, Peer &peer) {
              User &user = server.user(1);
              server.disconnect(user, 4001, "first");
@@ -123,13 +123,13 @@ TEST_CASE("However a user ends, the last two hooks run once, with code and reaso
              peer.send(closeFrame(4001));
          },
          4001, "first", "close 4001, EOF"},
-        {"It does not read, and its queue is full.",
+        {"The peer does not read, and its queue is full.",
          [&](Server &server, Peer &) {
              User &user = server.user(1);
              fillQueue(server, user);
          },
          1008, "slow", nullptr},
-        {"It is idle when a newcomer finds no room.",
+        {"The user is idle when a newcomer finds no room.",
          [](Server &server, Peer &peer) {
              server.user(1).saysIdle = true;
              const Peer newcomer(server);
@@ -165,20 +165,20 @@ TEST_CASE("However a user ends, the last two hooks run once, with code and reaso
         pump(server, "postDisconnect", [&] {
             return std::count(server.hooks.begin(), server.hooks.end(), "postDisconnect") > 0;
         });
-        const Strings comings = server.connectHooks();
+        const Strings hooks = server.connectHooks();
         const Strings expected{"preConnect 1", "postConnect 1",
                                "preDisconnect 1 " + std::to_string(row.code), "postDisconnect"};
         for (const std::string &hook : expected)
-            CHECK(std::count(comings.begin(), comings.end(), hook) == 1);
+            CHECK(std::count(hooks.begin(), hooks.end(), hook) == 1);
         CHECK(has(server.reasons.at(0), row.reason));
         if (row.heard != nullptr && *row.heard != '\0') CHECK(joined(peer.hearAll()) == row.heard);
     }
 }
 
-TEST_CASE("A hook that throws costs its own user only") {
+TEST_CASE("A hook that throws costs only its own user") {
     struct Row {
         std::string hook;
-        const char *comings;  // of the user whose hook throws
+        const char *connectHooks;  // of the user whose hook throws
     };
     const char *const kFailed = "preConnect 2, postConnect 2, preDisconnect 2 1011, postDisconnect";
     const char *const kClosed = "preConnect 2, postConnect 2, preDisconnect 2 1000, postDisconnect";
@@ -223,7 +223,7 @@ TEST_CASE("A hook that throws costs its own user only") {
             Client reader(server);
             reader.send("GET /page HTTP/1.1\r\nHost: a\r\n\r\n");
             CHECK(reader.status() == (row.hook == "httpRequest" ? 500 : 426));
-            CHECK(joined(server.connectHooks()) == row.comings);
+            CHECK(joined(server.connectHooks()) == row.connectHooks);
 
             witness.send(frame(kText, "still here"));
             const Strings heard = witness.hearUntilPong();
@@ -242,7 +242,7 @@ TEST_CASE("A hook that throws costs its own user only") {
 // What each hook sees, and what it may change
 // ----------------------------------------------------------------------------
 
-TEST_CASE("What preSend() changes is for that receiver only, and postSend() sees it") {
+TEST_CASE("A change by preSend() is for that receiver only, and postSend() sees it") {
     Server server;
     std::vector<std::unique_ptr<Peer>> peers;
     for (int i = 0; i < 4; ++i) peers.push_back(std::make_unique<Peer>(server));
@@ -262,7 +262,7 @@ TEST_CASE("What preSend() changes is for that receiver only, and postSend() sees
           "preSend 3: for all, postSend 3: \xFF, preSend 4: for all, postSend 4: for all");
 }
 
-TEST_CASE("Sends that preSend() or postSend() make have no hooks of their own") {
+TEST_CASE("Sends from preSend() or postSend() run no send hooks") {
     Server server;
     Peer ada(server), bob(server);
     server.onPreSend = [&](User &, WSMessage &) { server.sendToAll("before"); };
@@ -274,7 +274,7 @@ TEST_CASE("Sends that preSend() or postSend() make have no hooks of their own") 
     CHECK(joined(bob.hearUntilPong()) == "text before, text it, text after");
 }
 
-TEST_CASE("process() sees text, binary and JSON, and may keep or change it") {
+TEST_CASE("process() gets text, binary and JSON, and may keep or change the message") {
     Server server;
     std::vector<WSMessage> kept;
     server.onProcess = [&](User &user, WSMessage &msg) {
@@ -304,12 +304,12 @@ TEST_CASE("process() sees text, binary and JSON, and may keep or change it") {
     CHECK(kept[7].payload().empty());
 }
 
-TEST_CASE("Who is connected: from postConnect() on, until preDisconnect()") {
+TEST_CASE("A user counts as connected from postConnect() until preDisconnect()") {
     Server server;
     Strings seen;
     const auto look = [&](const char *hook, User &user) {
         std::string line = hook;
-        std::set<std::uint64_t> ids;  // users() may give them in any order
+        std::set<std::uint64_t> ids;  // users() has no order
         for (const User &one : server.users()) ids.insert(one.id());
         for (const std::uint64_t id : ids) line += ' ' + std::to_string(id);
         line += " count " + std::to_string(server.userCount());
@@ -329,7 +329,7 @@ TEST_CASE("Who is connected: from postConnect() on, until preDisconnect()") {
           "preDisconnect 1 count 1 not sent");
 }
 
-TEST_CASE("Ids are never used again") {
+TEST_CASE("Ids are never reused") {
     Server server;
     server.onPreConnect = [&](User &user) {
         if (user.request().path() == "/refused") server.refuse(user, 403);
@@ -346,7 +346,7 @@ TEST_CASE("Ids are never used again") {
     checkPairs(server, 5);
 }
 
-TEST_CASE("findUser() finds who is connected: from postConnect() on, until preDisconnect()") {
+TEST_CASE("findUser() finds a user from postConnect() until its disconnect") {
     Server server;
     const auto isFound = [&](User &user) { return server.findUser(user.id()) == &user; };
     server.onPreConnect = [&](User &user) {
@@ -383,7 +383,7 @@ TEST_CASE("findUser() finds who is connected: from postConnect() on, until preDi
     server.turn(0ms);
 }
 
-TEST_CASE("preShutdown() can object, and is asked again the next time") {
+TEST_CASE("preShutdown() can veto a shutdown, and is asked again the next time") {
     Server server;
     Peer ada(server);
     bool allowed = false;
@@ -391,12 +391,12 @@ TEST_CASE("preShutdown() can object, and is asked again the next time") {
     server.shutdown();
     server.turn(0ms);
     server.stop();
-    pump(server, "the second question", [&] { return server.hooks.size() == 4; });
+    pump(server, "the second preShutdown()", [&] { return server.hooks.size() == 4; });
     CHECK(joined(server.hooks) == "preConnect 1, postConnect 1, preShutdown, preShutdown");
     ada.send(frame(kText, "still served"));
     CHECK(ada.hear() == "text still served");
     CHECK(server.turn(0ms));
-    Peer bob(server);  // newcomers still come in
+    Peer bob(server);  // newcomers are still accepted
     allowed = true;
     server.shutdown();
     CHECK(ada.hear() == "close 1001");
@@ -409,16 +409,16 @@ TEST_CASE("preShutdown() can object, and is asked again the next time") {
 }
 
 // ----------------------------------------------------------------------------
-// Sending and ending
+// Sending and disconnecting
 // ----------------------------------------------------------------------------
 
-TEST_CASE("sendToUser() says whether the message is on its way") {
+TEST_CASE("sendToUser() returns whether the message is on its way") {
     Server server([](Config &config) { config.maxQueuedBytes = 1000; });
     Peer ada(server), bob(server), eve(server);
     User &first = server.user(1), &second = server.user(2), &third = server.user(3);
 
-    CHECK(server.sendToUser(first, std::string(50'000'000, 'x')));  // a single one always fits
-    CHECK_FALSE(server.sendToUser(first, "y"));                     // full: it is disconnected
+    CHECK(server.sendToUser(first, std::string(50'000'000, 'x')));  // a single message always fits
+    CHECK_FALSE(server.sendToUser(first, "y"));  // full: the user is disconnected
     CHECK_FALSE(server.sendToUser(first, "z"));
     CHECK(first.closeCode() == 1008);
 
@@ -431,11 +431,11 @@ TEST_CASE("sendToUser() says whether the message is on its way") {
     CHECK(joined(server.hooks).find("postSend 3") == std::string::npos);
     CHECK(eve.hear() == "close 4000");
     eve.send(closeFrame(4000));
-    CHECK(eve.hear() == "EOF");  // nothing came behind our Close
+    CHECK(eve.hear() == "EOF");  // nothing followed our Close
     CHECK(bob.hear() == "close 1000");
 }
 
-TEST_CASE("Sends to many give the number of those they reached") {
+TEST_CASE("Sends to several users return the number of users reached") {
     Server server;
     Peer ada(server), bob(server), eve(server), dan(server);
     User &first = server.user(1);
@@ -457,7 +457,7 @@ TEST_CASE("Sends to many give the number of those they reached") {
     CHECK(joined(dan.hearUntilPong()) == "text a, text b, text c, text e, text f, text g");
 }
 
-TEST_CASE("disconnect() lets through what was sent before, and cuts a long reason") {
+TEST_CASE("disconnect() delivers what was sent before, and truncates a long reason") {
     Server server;
     Peer ada(server);
     User &user = server.user(1);
@@ -496,15 +496,15 @@ TEST_CASE("refuse() answers with its status and text, disconnect() with 403") {
          "no\n"},
         {"A status that is too small.", [](Server &s, User &u) { s.refuse(u, 399); }, 500, nullptr},
         {"A status that is too large.", [](Server &s, User &u) { s.refuse(u, 600); }, 500, nullptr},
-        {"It refuses somebody else.", [](Server &s, User &) { s.refuse(s.user(1), 403); }, 500,
+        {"It refuses another user.", [](Server &s, User &) { s.refuse(s.user(1), 403); }, 500,
          nullptr},
-        {"It refuses, then disconnects: the first counts.",
+        {"It refuses, then disconnects: the first call counts.",
          [](Server &s, User &u) {
              s.refuse(u, 401, "Who are you?");
              s.disconnect(u);
          },
          401, "Who are you?\n"},
-        {"It refuses, and throws.",
+        {"It refuses, then throws.",
          [](Server &s, User &u) {
              s.refuse(u, 403);
              throw 1;
@@ -526,7 +526,7 @@ TEST_CASE("refuse() answers with its status and text, disconnect() with 403") {
     }
 }
 
-TEST_CASE("refuse() elsewhere than in preConnect() throws") {
+TEST_CASE("refuse() throws outside preConnect()") {
     Server server;
     bool threw = false;
     server.onPostConnect = [&](User &user) {
@@ -547,13 +547,13 @@ struct Unwilling : WSBaseUser {
 
 class UnwillingServer : public WebSocketServer<Unwilling, Config> {
     void process(Unwilling &, WSMessage &) override {}
-    void preConnect(Unwilling &, int) override { FAIL("nobody can have come"); }
+    void preConnect(Unwilling &, int) override { FAIL("there is no user to connect"); }
     void console(WSLevel, std::string_view) override {}
 };
 
 }  // namespace
 
-TEST_CASE("A user whose constructor throws is answered with 500") {
+TEST_CASE("When the constructor of a user throws, the client gets 500") {
     UnwillingServer server;
     server.listen();
     for (int i = 0; i < 2; ++i) {
@@ -564,7 +564,7 @@ TEST_CASE("A user whose constructor throws is answered with 500") {
     CHECK(server.userCount() == 0);
 }
 
-TEST_CASE("A walk over users() may disconnect whom it meets, and those behind") {
+TEST_CASE("A loop over users() may disconnect its current user and later ones") {
     Server server;
     std::vector<std::unique_ptr<Peer>> peers;
     for (int i = 0; i < 6; ++i) peers.push_back(std::make_unique<Peer>(server));
@@ -586,7 +586,7 @@ TEST_CASE("A walk over users() may disconnect whom it meets, and those behind") 
 }
 
 // ----------------------------------------------------------------------------
-// The abuse table: each hook does each thing it may do, and some that it may not
+// The abuse table: every hook does everything it may do, and some things it may not
 // ----------------------------------------------------------------------------
 
 namespace {
@@ -609,13 +609,13 @@ const std::vector<Abuse> kAbuses = {
              if (user.id() == 2) server.disconnect(user, 4000);
      },
      true},
-    {"disconnects all users on a walk",
+    {"disconnects all users in a loop",
      [](Server &server, User *) {
          for (User &user : server.users()) server.disconnect(user, 4000);
      },
      false},
     {"sends to all", [](Server &server, User *) { server.sendToAll("from a hook"); }, true},
-    {"sends to a user on the way out",
+    {"sends to a user that it has disconnected",
      [](Server &server, User *) {
          for (User &user : server.users()) {
              if (user.id() != 2) continue;
@@ -624,7 +624,7 @@ const std::vector<Abuse> kAbuses = {
          }
      },
      true},
-    {"sends more than a queue takes",
+    {"sends until a queue is full",
      [](Server &server, User *) {
          for (User &user : server.users())
              if (user.id() == 2)
@@ -647,7 +647,7 @@ const Strings kHooks = {"preConnect",   "postConnect",   "process",        "preS
                         "postSend",     "preDisconnect", "postDisconnect", "preShutdown",
                         "postShutdown", "httpRequest",   "drained"};
 
-// Has `hook` of the third user run `act`, once.
+// Makes `hook` of the third user run the abuse once.
 void arm(Server &server, const std::string &hook, const Abuse &abuse) {
     const auto once = [&server, hook, abuse, done = std::make_shared<bool>()](const char *name,
                                                                               User *self) {
@@ -673,19 +673,19 @@ void arm(Server &server, const std::string &hook, const Abuse &abuse) {
 
 }  // namespace
 
-TEST_CASE("Whatever a hook does, the server survives, pairs hold, others are served") {
+TEST_CASE("Whatever a hook does, hooks stay paired and the server serves the other users") {
     for (const std::string &hook : kHooks) {
         for (const Abuse &abuse : kAbuses) {
             INFO(hook, "() ", abuse.label);
             Server server([](Config &config) {
-                config.closeSeconds = 100;  // nobody waits for it
+                config.closeSeconds = 100;  // no test waits for it
                 config.lowMarkBytes = 0;    // drained() follows each send
             });
             Peer witness(server), other(server);
             arm(server, hook, abuse);
 
-            // The third user lives all its life in one packet; then somebody wants a page.
-            // (Whose queue is drained stays a little longer.)
+            // The third user lives its whole life in one packet, but stays until drained() if that
+            // is the hook. Then a client requests a page.
             Client actor(server), reader(server);
             const bool stays = hook == "drained";
             actor.send(upgrade() + frame(kText, "hi") + (stays ? "" : closeFrame(1000)));
@@ -697,7 +697,7 @@ TEST_CASE("Whatever a hook does, the server survives, pairs hold, others are ser
             reader.send("GET /page HTTP/1.1\r\nHost: a\r\n\r\n");
             CHECK(reader.status() >= 400);
 
-            const bool atEnd = has(hook, "Shutdown");  // else its turn was already
+            const bool atEnd = has(hook, "Shutdown");  // other hooks have run by now
             if (abuse.witnessStays || atEnd) {
                 witness.send(frame(kText, "still here"));
                 CHECK(witness.hearUntilPong().back() == "text still here");

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: MIT
 // Extendible WebSocket Server
 
-// Users: how many there may be, how long they may be silent, how slowly they may read, and
-// what is known of how they came. The server reads its clocks once a second, so whatever has
-// a deadline waits together with the others.
+// Users: how many there may be, how long they may be silent, how slowly they may read, and what is
+// known about their request. The server checks its clocks once a second, so tests wait for several
+// deadlines at once.
 
 #include "black.h"
 
@@ -19,7 +19,7 @@ double secondsSince(Clock::time_point start) {
     return std::chrono::duration<double>(Clock::now() - start).count();
 }
 
-// A deadline of `seconds` is kept: not before, and not much later than a second behind it.
+// Whether a deadline of `seconds` was kept: not early, and less than 2.5 seconds late.
 bool isAround(double when, double seconds) { return when >= seconds && when < seconds + 2.5; }
 
 }  // namespace
@@ -30,7 +30,7 @@ bool isAround(double when, double seconds) { return when >= seconds && when < se
 
 namespace {
 
-// A user whose messages do not count, if it says so.
+// A user whose messages need not reset its idle clock.
 struct Sleeper : User {
     bool countsMessages = true;
     void messageReceived() override {
@@ -41,7 +41,7 @@ struct Sleeper : User {
 class IdleServer : public WebSocketServer<Sleeper, Config> {
   public:
     explicit IdleServer(const Config &config) : WebSocketServer(config) { listen(); }
-    Strings left;  // paths
+    Strings left;  // the paths of users that have left
 
   protected:
     void process(Sleeper &, WSMessage &) override {}
@@ -60,11 +60,11 @@ class IdleServer : public WebSocketServer<Sleeper, Config> {
 
 }  // namespace
 
-TEST_CASE("Idle users make room, longest idle first, and are left alone otherwise") {
+TEST_CASE("Idle users make room, longest idle first, and otherwise stay") {
     Config config;
     config.maxUsers = 6;
     IdleServer server(config);
-    const auto pause = [&] {  // long enough to be idle, and for the clocks of users to differ
+    const auto pause = [&] {  // users become idle, at different times
         for (const auto end = Clock::now() + 30ms; Clock::now() < end;) server.turn(5ms);
     };
     Peer talking(server, "/talking");
@@ -77,7 +77,7 @@ TEST_CASE("Idle users make room, longest idle first, and are left alone otherwis
     talking.send(frame(kText, "hello"));
     notCounting.send(frame(kText, "hello"));
     talking.hearUntilPong(), notCounting.hearUntilPong();
-    for (const auto end = Clock::now() + 1200ms; Clock::now() < end;) {  // the clocks are read
+    for (const auto end = Clock::now() + 1200ms; Clock::now() < end;) {  // the clocks are checked
         talking.send(frame(kText, "hello"));
         server.turn(10ms);
     }
@@ -97,21 +97,21 @@ TEST_CASE("Idle users make room, longest idle first, and are left alone otherwis
     CHECK(server.left.size() == 4);
 }
 
-TEST_CASE("A user whose message has arrived, but is not read yet, is not idle") {
+TEST_CASE("A user whose message has arrived but is not yet read is not idle") {
     Config config;
     config.maxUsers = 2;
     IdleServer server(config);
     Peer first(server, "/first"), second(server, "/second");
     Client newcomer(server);
     for (int i = 0; i < 5; ++i) server.turn(1ms);
-    std::this_thread::sleep_for(50ms);  // no turns meanwhile: a hook that takes long
+    std::this_thread::sleep_for(50ms);  // no turns meanwhile, as in a long hook
     newcomer.send(upgrade());
     first.send(frame(kText, "hello"));
     CHECK(has(newcomer.head(), " 101 "));
     CHECK(joined(server.left) == "/second");
 }
 
-TEST_CASE("Messages are counted second by second") {
+TEST_CASE("maxMessagesPerSecond starts over every second") {
     Server server([](Config &config) {
         config.maxMessagesPerSecond = 60;
         config.closeSeconds = 0.5;
@@ -132,7 +132,7 @@ TEST_CASE("Messages are counted second by second") {
     CHECK(late.hear() == "EOF");
 }
 
-TEST_CASE("Who is silent, trickles or does not close has a deadline each") {
+TEST_CASE("Clients that are silent, trickle their request or do not close have deadlines") {
     const int before = openDescriptors();
     {
         Server server([](Config &config) {
@@ -183,7 +183,7 @@ TEST_CASE("Who is silent, trickles or does not close has a deadline each") {
         CHECK(joined(garbling.hearAll()) == "close 1002, EOF");
         CHECK(server.userCount() == 3);
         CHECK(joined(unfinished.hearUntilPong()).empty());
-        // Theirs are three, and the server's three that are its own; nobody else is left.
+        // What is left: three descriptors of the server, and both ends of three connections.
         for (Client *client :
              {&answered, static_cast<Client *>(&closed), static_cast<Client *>(&garbling)})
             client->close();
@@ -192,7 +192,7 @@ TEST_CASE("Who is silent, trickles or does not close has a deadline each") {
     CHECK(openDescriptors() == before);
 }
 
-TEST_CASE("Who never answers is given up, even while messages are sent to it") {
+TEST_CASE("A peer that never answers is dropped, even while messages are sent to it") {
     Server server([](Config &config) { config.pingSeconds = 0.5; });
     const Peer dead(server);
     const auto start = Clock::now();
@@ -206,10 +206,10 @@ TEST_CASE("Who never answers is given up, even while messages are sent to it") {
 }
 
 // ----------------------------------------------------------------------------
-// How many
+// How many users
 // ----------------------------------------------------------------------------
 
-TEST_CASE("When maxUsers is reached an idle user goes first, else the newcomer") {
+TEST_CASE("At maxUsers an idle user makes room; if there is none, the newcomer is refused") {
     Server server([](Config &config) { config.maxUsers = 2; });
     Peer ada(server), bob(server);
     Client third(server);
@@ -224,7 +224,7 @@ TEST_CASE("When maxUsers is reached an idle user goes first, else the newcomer")
     CHECK(bob.hear() == "close 1001");
     CHECK(server.userCount() == 2);
 
-    for (User &user : server.users()) user.saysIdle = true;  // no more go than have to
+    for (User &user : server.users()) user.saysIdle = true;  // only as many go as are needed
     const Peer fifth(server);
     CHECK(server.userCount() == 2);
     CHECK(server.user(server.hooks.empty() ? 0 : 4).id() == 4);
@@ -240,9 +240,9 @@ TEST_CASE("maxUsersPerAddress counts the users of each address") {
     Client third(server);
     third.send(upgrade());
     CHECK(third.status() == 503);
-    server.disconnect(server.user(1));  // who is on the way out counts no more
+    server.disconnect(server.user(1));  // a disconnected user no longer counts
     CHECK(ada.hear() == "close 1000");
-    const Client pending(server);  // who is no user yet does not count either
+    const Client pending(server);  // a pending connection does not count
     const Peer fourth(server);
     CHECK(server.userCount() == 2);
     try {
@@ -256,7 +256,7 @@ TEST_CASE("maxUsersPerAddress counts the users of each address") {
     }
 }
 
-TEST_CASE("A header never changes an address, unless a trusted proxy says so") {
+TEST_CASE("Only a header from a trusted proxy changes the address of a user") {
     const std::string claim = "X-Forwarded-For: 192.0.2.9\r\nForwarded: for=192.0.2.8\r\n";
     struct Row {
         Strings trusted;
@@ -284,7 +284,7 @@ TEST_CASE("A header never changes an address, unless a trusted proxy says so") {
     }
 }
 
-TEST_CASE("maxUsersPerAddress counts those behind a trusted proxy one by one") {
+TEST_CASE("maxUsersPerAddress tells users behind a trusted proxy apart") {
     Server server([](Config &config) {
         config.trustedProxies = {"127.0.0.1"};
         config.maxUsersPerAddress = 1;
@@ -299,7 +299,7 @@ TEST_CASE("maxUsersPerAddress counts those behind a trusted proxy one by one") {
     CHECK(server.userCount() == 2);
 }
 
-TEST_CASE("Who sends more than maxMessagesPerSecond is disconnected with 1008") {
+TEST_CASE("A user that exceeds maxMessagesPerSecond is disconnected with 1008") {
     for (const unsigned opcode : {kText, kBinary, kPing, kPong}) {
         CAPTURE(opcode);
         Server server([](Config &config) { config.maxMessagesPerSecond = 5; });
@@ -317,24 +317,24 @@ TEST_CASE("Who sends more than maxMessagesPerSecond is disconnected with 1008") 
     }
 }
 
-TEST_CASE("When maxPending is reached, who has been at it longest makes room") {
+TEST_CASE("At maxPending the connection that has been pending longest makes room") {
     Server server([](Config &config) { config.maxPending = 3; });
     for (int i = 0; i < 5; ++i) {
         Peer gone(server);
         gone.reset();
         pump(server, "its end", [&] { return server.userCount() == 0; });
     }
-    std::vector<std::unique_ptr<Peer>> users;  // they are no longer pending
+    std::vector<std::unique_ptr<Peer>> users;  // users are not pending
     for (int i = 0; i < 5; ++i) users.push_back(std::make_unique<Peer>(server));
     std::vector<std::unique_ptr<Client>> pending;
     const auto come = [&] {
         pending.push_back(std::make_unique<Client>(server));
-        const auto a_moment = Clock::now() + 3ms;  // for a clock of milliseconds
-        while (Clock::now() < a_moment) server.turn(1ms);
+        const auto soon = Clock::now() + 3ms;  // the clock counts milliseconds
+        while (Clock::now() < soon) server.turn(1ms);
     };
     for (int i = 0; i < 5; ++i) come();
     for (const std::size_t i : {0U, 1U}) {
-        pending[i]->wait("being made room of", [&] { return !pending[i]->end.empty(); });
+        pending[i]->wait("its eviction", [&] { return !pending[i]->end.empty(); });
         CHECK(pending[i]->input.empty());
     }
     for (const std::size_t i : {2U, 3U, 4U}) {
@@ -343,7 +343,7 @@ TEST_CASE("When maxPending is reached, who has been at it longest makes room") {
     }
     CHECK(server.userCount() == 8);
 
-    // Several that come in one turn: the last three remain.
+    // Of several that come in one turn, the last three remain.
     std::vector<std::unique_ptr<Client>> crowd;
     for (int i = 0; i < 9; ++i) crowd.push_back(std::make_unique<Client>(server));
     for (std::size_t i = 0; i < crowd.size(); ++i) {
@@ -356,7 +356,7 @@ TEST_CASE("When maxPending is reached, who has been at it longest makes room") {
     CHECK(server.userCount() == 11);
 }
 
-TEST_CASE("Room is not made of who still has something to get, if there is another one") {
+TEST_CASE("A connection with queued data is not evicted while another one can be") {
     Server server([](Config &config) { config.maxPending = 4; });
     Peer leaving(server, "/", "", 4096);
     leaving.appetite = 0;
@@ -373,8 +373,8 @@ TEST_CASE("Room is not made of who still has something to get, if there is anoth
     CHECK(leaving.hear() == "close 1000");
 }
 
-// (valgrind's own accept() would take the connection, and drop it.)
-TEST_CASE("Without descriptors the listeners rest, and do not spin" *
+// valgrind's own accept() would take the connection and drop it.
+TEST_CASE("Without free descriptors the listeners rest and do not spin" *
           doctest::skip(kUnderValgrind)) {
     Server server;
     Client waiting(server);
@@ -399,7 +399,7 @@ TEST_CASE("Without descriptors the listeners rest, and do not spin" *
 // Slow readers
 // ----------------------------------------------------------------------------
 
-TEST_CASE("Who sends without reading is not read from, and loses nothing") {
+TEST_CASE("A client that sends without reading is not read from, and loses nothing") {
     Server server;
     Peer peer(server, "/", "", 4096);
     Peer other(server);
@@ -429,13 +429,13 @@ TEST_CASE("Who sends without reading is not read from, and loses nothing") {
     CHECK(echoed == sent);
 }
 
-TEST_CASE("Of pongs that wait only the last is kept, and it comes at last") {
+TEST_CASE("Of the pongs that wait, only the last is kept, and it is sent") {
     Server server;
     Peer peer(server, "/", "", 4096);
     peer.appetite = 0;
     const std::string page(20'000'000, 'x');
     CHECK(server.sendToUser(server.user(1), page));
-    server.config().lowMarkBytes = page.size() + 1000;  // it is read from nevertheless
+    server.config().lowMarkBytes = page.size() + 1000;  // so that the server still reads
     server.config().maxQueuedBytes = 2 * server.config().lowMarkBytes;
     server.turn(0ms);
     for (const char *payload : {"a", "b", "c"}) peer.step(frame(kPing, payload));
@@ -446,7 +446,7 @@ TEST_CASE("Of pongs that wait only the last is kept, and it comes at last") {
     CHECK(peer.hear() == "pong d");
 }
 
-TEST_CASE("Who does not read until maxQueuedBytes are waiting is disconnected") {
+TEST_CASE("A user that does not read is disconnected when its queue passes maxQueuedBytes") {
     Server server([](Config &config) { config.maxQueuedBytes = 1'000'000; });
     Peer slow(server, "/", "", 4096), other(server);
     slow.appetite = 0;
@@ -460,20 +460,20 @@ TEST_CASE("Who does not read until maxQueuedBytes are waiting is disconnected") 
     CHECK(server.sendToAll("others are served") == 1);
     CHECK(other.hear() == "text others are served");
     CHECK(has(joined(server.hooks), "preDisconnect 1 1008"));
-    // What was sent was not dropped: the kernel has it, and its bytes are in order.
+    // What the kernel has taken still arrives.
     slow.appetite = std::string::npos;
     slow.wait("the end", [&] { return !slow.end.empty(); });
     CHECK(slow.input.size() > 1000);
 }
 
-TEST_CASE("Who reads can be sent more in one turn than maxQueuedBytes") {
+TEST_CASE("A user that reads can get more than maxQueuedBytes in one turn") {
     Server server([](Config &config) { config.maxQueuedBytes = 10'000; });
     Peer peer(server);
     for (int i = 0; i < 30; ++i) CHECK(server.sendToUser(server.user(1), std::string(999, 'x')));
     for (int i = 0; i < 30; ++i) CHECK(peer.next().value().payload.size() == 999);
 }
 
-TEST_CASE("Nobody keeps the loop from waiting, in whatever state") {
+TEST_CASE("No connection keeps the loop from waiting, whatever its state") {
     Server server;
     Client pending(server), lingering(server);
     Peer idle(server), closing(server), slow(server, "/", "", 4096);
@@ -485,7 +485,7 @@ TEST_CASE("Nobody keeps the loop from waiting, in whatever state") {
     for (Peer *peer : {&slow, &halfClosed, &flooding}) peer->appetite = 0;
     CHECK(server.sendToIf([](const User &user) { return user.id() > 2; }, page) == 3);
     halfClosed.finish();
-    server.config().lowMarkBytes = page.payload().size() + 1000;  // so that its end is read
+    server.config().lowMarkBytes = page.payload().size() + 1000;  // so that its EOF is read
     server.config().maxQueuedBytes = 2 * server.config().lowMarkBytes;
     for (int i = 0; i < 30; ++i) server.turn(0ms);
     server.config().lowMarkBytes = Config().lowMarkBytes;
@@ -501,7 +501,7 @@ TEST_CASE("Nobody keeps the loop from waiting, in whatever state") {
     CHECK(halfClosed.hear() == "EOF");
 }
 
-TEST_CASE("Who asks for more than it reads waits for its answers, and gets them all") {
+TEST_CASE("A client that requests more than it reads waits for its answers and gets all of them") {
     Server server([](Config &config) { config.maxQueuedBytes = 500'000; });
     server.onProcess = [&](User &user, WSMessage &) {
         CHECK(server.sendToUser(user, std::string(300'000, 'x')));
@@ -523,7 +523,7 @@ TEST_CASE("Who asks for more than it reads waits for its answers, and gets them 
     CHECK(joined(peer.hearUntilPong()).empty());
 }
 
-TEST_CASE("drained() comes once all is gone of what was above the mark, and never else") {
+TEST_CASE("drained() runs when a queue that was above the mark is empty, and never otherwise") {
     Server server([](Config &config) { config.lowMarkBytes = 1000; });
     Peer slow(server, "/", "", 4096), other(server);
     slow.appetite = 0;
@@ -532,7 +532,7 @@ TEST_CASE("drained() comes once all is gone of what was above the mark, and neve
         return std::count(server.hooks.begin(), server.hooks.end(), "drained 1");
     };
     CHECK(user.backlog() == 0);
-    server.sendToUser(user, std::string(996, 'x'));  // with its header the mark, not above it
+    server.sendToUser(user, std::string(996, 'x'));  // with its header at the mark, not above it
     CHECK(user.backlog() == 1000);
     server.turn(0ms);
     CHECK(user.backlog() == 0);
@@ -540,7 +540,7 @@ TEST_CASE("drained() comes once all is gone of what was above the mark, and neve
 
     server.sendToUser(user, std::string(997, 'x'));
     CHECK(user.backlog() == 1001);
-    server.turn(0ms);  // the kernel takes it all at once: that counts as well
+    server.turn(0ms);  // counts even if the kernel takes it all at once
     CHECK(drained() == 1);
 
     const std::string page(20'000'000, 'x');
@@ -559,7 +559,7 @@ TEST_CASE("drained() comes once all is gone of what was above the mark, and neve
     CHECK(behind == 1);  // its backlog was 0
     CHECK_FALSE(has(joined(server.hooks), "drained 2"));
 
-    // On the way out nobody is told.
+    // A disconnected user gets no drained().
     server.sendToUser(user, page);
     server.disconnect(user);
     while (slow.hear().substr(0, 5) != "close") {}
@@ -584,7 +584,7 @@ TEST_CASE("drained() can send a stream of any length, piece by piece") {
     CHECK(pieces == 301);
 }
 
-TEST_CASE("With hundreds of silent users the loop sleeps, too, and hears whoever speaks") {
+TEST_CASE("With hundreds of silent users the loop still sleeps, and hears each of them") {
     Server server;
     std::vector<std::unique_ptr<Peer>> peers;
     for (int i = 0; i < 200; ++i) peers.push_back(std::make_unique<Peer>(server));
@@ -598,7 +598,7 @@ TEST_CASE("With hundreds of silent users the loop sleeps, too, and hears whoever
     }
 }
 
-TEST_CASE("Who does not read at all has closeSeconds to take what is queued") {
+TEST_CASE("A client that does not read has closeSeconds to take its queue") {
     Server server([](Config &config) { config.closeSeconds = 0.2; });
     Peer stuck(server, "/", "", 4096);
     stuck.appetite = 0;
@@ -610,14 +610,14 @@ TEST_CASE("Who does not read at all has closeSeconds to take what is queued") {
 }
 
 // ----------------------------------------------------------------------------
-// Fairness: what one sends at full speed is read over many turns
+// Fairness: a flood is read over many turns
 // ----------------------------------------------------------------------------
 
 namespace {
 
-// In how many turns the server has read `flood` and the Close behind it, with another user
-// heard in nearly all of them: once that one is known to cost little, and if it was not held up
-// by other programs.
+// The number of turns in which the server reads `flood` and the Close after it. Checks that another
+// user is heard in about half of them or more; it misses some before the server knows that it costs
+// little, and when other programs delay the test.
 int turnsFor(Server &server, const std::string &flood) {
     Peer flooding(server), canary(server);
     canary.hearUntilPong();
@@ -645,7 +645,7 @@ std::string repeated(int count, const std::string &bytes) {
 
 }  // namespace
 
-TEST_CASE("What is read in one turn is bounded, whatever the frames are") {
+TEST_CASE("What the server reads in one turn is bounded, whatever the frames are") {
     struct Row {
         std::string label, flood;
     };
@@ -663,12 +663,12 @@ TEST_CASE("What is read in one turn is bounded, whatever the frames are") {
     for (const Row &row : rows) {
         CAPTURE(row.label);
         Server server;
-        CHECK(turnsFor(server, row.flood) >= kMany / 4096);  // half of 1 MiB, 128 bytes for each
+        CHECK(turnsFor(server, row.flood) >= kMany / 4096);  // half of 1 MiB, 128 bytes a frame
         CHECK(has(joined(server.hooks), "preDisconnect 1 1000"));
     }
 }
 
-TEST_CASE("A hook that takes long ends the turn within eight frames, whatever came before") {
+TEST_CASE("A slow hook ends the turn within eight frames, whatever came before") {
     Server server;
     int calls = 0;
     server.onProcess = [&](User &, WSMessage &) {
@@ -681,7 +681,7 @@ TEST_CASE("A hook that takes long ends the turn within eight frames, whatever ca
     pump(server, "the others", [&] { return calls == 20; });
 }
 
-TEST_CASE("Connections that cost much are served behind the others, and in rotation") {
+TEST_CASE("Connections that cost much are served after the others, and in rotation") {
     Server server;
     std::vector<std::unique_ptr<Peer>> slow;
     for (int i = 0; i < 20; ++i) slow.push_back(std::make_unique<Peer>(server));
@@ -700,7 +700,7 @@ TEST_CASE("Connections that cost much are served behind the others, and in rotat
         say(21, canary);
         server.turn(0ms);
     }
-    CHECK(calls[21] > 60);  // 5 would be as often as all others
+    CHECK(calls[21] > 60);  // an equal share would be 5
     int most = 0, least = 100;
     for (std::uint64_t id = 1; id <= 20; ++id)
         most = std::max(most, calls[id]), least = std::min(least, calls[id]);
@@ -708,7 +708,7 @@ TEST_CASE("Connections that cost much are served behind the others, and in rotat
     CHECK(most <= least + 4);
 }
 
-TEST_CASE("Who does not read its echoes is slowed down, however small its queue may be") {
+TEST_CASE("A client that does not read its echoes is slowed down, however small its queue may be") {
     Server server([](Config &config) { config.maxQueuedBytes = 32 * 1024; });
     Peer peer(server, "/", "", 4096);
     peer.appetite = 0;
@@ -724,10 +724,10 @@ TEST_CASE("Who does not read its echoes is slowed down, however small its queue 
     CHECK(server.user(1).backlog() > 0);
 }
 
-TEST_CASE("What waits to be read is read although nothing more comes, or it is dropped") {
+TEST_CASE("Frames that wait in the server are read without further input, or dropped") {
     Server server;
     server.onProcess = [&](User &user, WSMessage &msg) {
-        for (const auto end = Clock::now() + 5ms; Clock::now() < end;) {}  // a turn's time
+        for (const auto end = Clock::now() + 5ms; Clock::now() < end;) {}  // ends the turn
         server.sendToUser(user, msg);
     };
     {
@@ -750,7 +750,7 @@ TEST_CASE("What waits to be read is read although nothing more comes, or it is d
     pump(server, "all to be gone", [&] { return server.userCount() == 0; });
 }
 
-TEST_CASE("Who answers no Close but sends pings has closeSeconds all the same") {
+TEST_CASE("A peer that answers a Close with pings still has only closeSeconds") {
     Server server([](Config &config) { config.closeSeconds = 0.3; });
     Peer pinging(server);
     server.disconnect(server.user(1), 4000);
@@ -765,10 +765,10 @@ TEST_CASE("Who answers no Close but sends pings has closeSeconds all the same") 
 }
 
 // ----------------------------------------------------------------------------
-// How they came
+// Requests
 // ----------------------------------------------------------------------------
 
-TEST_CASE("user.request() tells how the user came") {
+TEST_CASE("user.request() has the path, parameters, headers and cookies of the request") {
     Server server;
     const Peer peer(server, "/room/4%32?name=Ada+L%C3%B6w&x=1&x=2&empty=&flag&%6Eame2=y&bad=%4",
                     "Cookie: session=\"abc=\"; a=1\r\nX-One: first\r\nx-one: second\r\nX-Empty:\r\n"
@@ -807,12 +807,12 @@ TEST_CASE("The subprotocol is the first of the server's that the client offers")
     };
     const std::vector<Row> rows = {
         {"The server's order counts.", "Sec-WebSocket-Protocol: v1, v2\r\n", "v2"},
-        {"The only one.", "Sec-WebSocket-Protocol: v1\r\n", "v1"},
+        {"The only offer.", "Sec-WebSocket-Protocol: v1\r\n", "v1"},
         {"Among unknown ones, with odd spaces.", "sec-websocket-protocol: x ,\tv1\t, y\r\n", "v1"},
         {"In two headers.", "Sec-WebSocket-Protocol: x\r\nSec-WebSocket-Protocol: v2\r\n", "v2"},
-        {"Letters count.", "Sec-WebSocket-Protocol: V2, v1x\r\n", ""},
-        {"Unknown ones.", "Sec-WebSocket-Protocol: x, y\r\n", ""},
-        {"None.", "", ""},
+        {"Case counts.", "Sec-WebSocket-Protocol: V2, v1x\r\n", ""},
+        {"Only unknown offers.", "Sec-WebSocket-Protocol: x, y\r\n", ""},
+        {"No offer.", "", ""},
     };
     for (const Row &row : rows) {
         CAPTURE(row.label);
@@ -825,7 +825,7 @@ TEST_CASE("The subprotocol is the first of the server's that the client offers")
     }
 }
 
-TEST_CASE("preConnect() may accept another subprotocol of those that are offered, or none") {
+TEST_CASE("preConnect() may accept any subprotocol that the client offers, or none") {
     struct Row {
         std::string accepted, offered, agreed;
         bool throws;
@@ -856,7 +856,7 @@ TEST_CASE("preConnect() may accept another subprotocol of those that are offered
     }
 }
 
-TEST_CASE("acceptProtocol() elsewhere than in preConnect() throws") {
+TEST_CASE("acceptProtocol() throws outside preConnect()") {
     Server server;
     int throws = 0;
     const auto check = [&](User &user) {
