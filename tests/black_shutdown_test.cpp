@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 // Extendible WebSocket Server
 
-// The end: shutdown(), stop() and signals, what still arrives, and that nothing is left over.
+// The end: shutdown(), stop() and signals, what is still delivered, and that nothing is left.
 
 #include "black.h"
 
@@ -20,12 +20,12 @@ Handler handlerOf(int signal) {
     return action.sa_handler;
 }
 
-void ours(int) {}  // a handler of the program's own
+void ours(int) {}  // a handler of the program
 
 }  // namespace
 
 // ----------------------------------------------------------------------------
-// Ways to ask for it
+// Ways to stop the server
 // ----------------------------------------------------------------------------
 
 TEST_CASE("shutdown() in a hook makes run() return") {
@@ -46,7 +46,7 @@ TEST_CASE("shutdown() in a hook makes run() return") {
     CHECK(server.port() == 0);
 }
 
-TEST_CASE("stop() may be called from another thread, also by several at once") {
+TEST_CASE("stop() may be called from other threads, even by several at once") {
     Server server;
     {
         Running running(server);
@@ -80,7 +80,7 @@ TEST_CASE("run() may be called again, and listens again") {
     CHECK(std::count(server.hooks.begin(), server.hooks.end(), "postShutdown") == 3);
 }
 
-TEST_CASE("During a shutdown listen() does nothing, after it it listens again") {
+TEST_CASE("listen() does nothing during a shutdown, and listens again after it") {
     Server server;
     Peer peer(server);
     server.onPreDisconnect = [&](User &) { server.listen(); };
@@ -95,14 +95,14 @@ TEST_CASE("During a shutdown listen() does nothing, after it it listens again") 
     const Peer next(server);
 }
 
-TEST_CASE("A stop that comes before run() is not lost") {
+TEST_CASE("A stop() before run() is not lost") {
     Server server;
     server.stop();
     server.run();
     CHECK(joined(server.hooks) == "preShutdown, postShutdown");
 }
 
-TEST_CASE("A stop that comes while a shutdown ends is not for the next run()") {
+TEST_CASE("A stop() during a shutdown does not stop the next run()") {
     Server server;
     Peer ada(server);
     server.onPreDisconnect = [&](User &) { server.stop(); };
@@ -116,7 +116,7 @@ TEST_CASE("A stop that comes while a shutdown ends is not for the next run()") {
     CHECK(std::count(server.hooks.begin(), server.hooks.end(), "preShutdown") == 1);
 }
 
-TEST_CASE("turn() is false once, at the end") {
+TEST_CASE("turn() returns false once, at the end") {
     Server server;
     Peer peer(server);
     CHECK(server.turn(0ms));
@@ -129,7 +129,7 @@ TEST_CASE("turn() is false once, at the end") {
     CHECK(std::count(server.hooks.begin(), server.hooks.end(), "postShutdown") == 1);
 }
 
-TEST_CASE("turn() does not wait while something is to do") {
+TEST_CASE("turn() does not wait while there is work") {
     Server server;
     Peer peer(server);
     const auto start = Clock::now();
@@ -137,7 +137,7 @@ TEST_CASE("turn() does not wait while something is to do") {
     server.turn(4s);
     peer.receive();
     CHECK(has(peer.input, "between two turns"));
-    server.turn(4s);  // nothing is to do, but the clocks are read
+    server.turn(4s);  // there is no work, but the clocks are due
     peer.close();
     pump(server, "the end", [&] { return server.userCount() == 0; });
     server.shutdown();
@@ -145,7 +145,7 @@ TEST_CASE("turn() does not wait while something is to do") {
     CHECK(Clock::now() - start < 3s);
 }
 
-TEST_CASE("turn() and run() from a hook throw") {
+TEST_CASE("turn() and run() throw in a hook") {
     Server server;
     int threw = 0;
     server.onProcess = [&](User &, WSMessage &) {
@@ -163,14 +163,14 @@ TEST_CASE("turn() and run() from a hook throw") {
 // Signals
 // ----------------------------------------------------------------------------
 
-TEST_CASE("A signal that stopOn() was given ends the server, a second one at once") {
+TEST_CASE("A signal of stopOn() shuts the server down, a second one ends it at once") {
     Server server([](Config &config) { config.closeSeconds = config.shutdownSeconds = 100; });
     server.stopOn({SIGUSR1, SIGUSR2});
     Peer silent(server), other(server);
     ::raise(SIGUSR1);
     CHECK(silent.hear() == "close 1001");
     CHECK(other.hear() == "close 1001");
-    CHECK(server.turn(0ms));  // they have not closed
+    CHECK(server.turn(0ms));  // the peers have not closed yet
     ::kill(::getpid(), SIGUSR2);
     server.takeLastTurns();
     CHECK(std::count(server.hooks.begin(), server.hooks.end(), "preShutdown") == 1);
@@ -179,7 +179,7 @@ TEST_CASE("A signal that stopOn() was given ends the server, a second one at onc
     CHECK(silent.hear() == "EOF");
 }
 
-TEST_CASE("A signal makes run() return, whichever thread it hits") {
+TEST_CASE("A signal makes run() return, whichever thread receives it") {
     Server server;
     server.stopOn({SIGUSR1});
     Running running(server);
@@ -190,7 +190,7 @@ TEST_CASE("A signal makes run() return, whichever thread it hits") {
     CHECK(running.waitForEnd());
 }
 
-TEST_CASE("The program's own handlers are back when the server is gone") {
+TEST_CASE("When the server is destroyed, the program has its own signal handlers back") {
     const Handler before = handlerOf(SIGUSR1);
     std::signal(SIGUSR2, ours);
     {
@@ -205,7 +205,7 @@ TEST_CASE("The program's own handlers are back when the server is gone") {
     std::signal(SIGUSR2, SIG_DFL);
 }
 
-TEST_CASE("A signal is one server's, until that is gone") {
+TEST_CASE("A signal belongs to one server until that server is destroyed") {
     std::signal(SIGUSR1, ours);
     auto first = std::make_unique<Server>();
     Server second;
@@ -223,7 +223,7 @@ TEST_CASE("A signal is one server's, until that is gone") {
     std::signal(SIGUSR1, SIG_DFL);
 }
 
-TEST_CASE("stopOn() throws over what is no signal, or can not be caught") {
+TEST_CASE("stopOn() throws for a number that is not a signal or cannot be caught") {
     Server server;
     CHECK_THROWS_AS(server.stopOn({0}), std::invalid_argument);
     CHECK_THROWS_AS(server.stopOn({-1}), std::invalid_argument);
@@ -232,10 +232,10 @@ TEST_CASE("stopOn() throws over what is no signal, or can not be caught") {
 }
 
 // ----------------------------------------------------------------------------
-// What still arrives
+// What is still delivered
 // ----------------------------------------------------------------------------
 
-TEST_CASE("Queues drain before the end, and nobody new is let in") {
+TEST_CASE("Queues drain before the end, and newcomers are refused") {
     Server server;
     Peer slow(server, "/", "", 4096), quick(server);
     slow.appetite = 0;
@@ -263,7 +263,7 @@ TEST_CASE("Queues drain before the end, and nobody new is let in") {
     CHECK(server.hooks.back() == "postShutdown");
 }
 
-TEST_CASE("Who does not close holds the end up for shutdownSeconds, and no longer") {
+TEST_CASE("A peer that does not close delays the end by shutdownSeconds, and no longer") {
     Server server([](Config &config) {
         config.shutdownSeconds = 0.3;
         config.closeSeconds = 100;
@@ -281,10 +281,10 @@ TEST_CASE("Who does not close holds the end up for shutdownSeconds, and no longe
 }
 
 // ----------------------------------------------------------------------------
-// What is left over
+// Nothing is left
 // ----------------------------------------------------------------------------
 
-TEST_CASE("A server that is destroyed in the middle leaves nothing open, and runs no hooks") {
+TEST_CASE("A server that is destroyed while it serves leaves nothing open and runs no hooks") {
     const int before = openDescriptors();
     {
         Server server;
@@ -295,13 +295,13 @@ TEST_CASE("A server that is destroyed in the middle leaves nothing open, and run
         unread.appetite = 0;
         server.sendToUser(server.user(3), std::string(20'000'000, 'x'));
         server.turn(0ms);
-        server.onPreDisconnect = [](User &) { FAIL("a hook runs in the destructor"); };
+        server.onPreDisconnect = [](User &) { FAIL("the destructor runs a hook"); };
         CHECK(openDescriptors() > before + 10);
     }
     CHECK(openDescriptors() == before);
 }
 
-TEST_CASE("Five hundred that come and go in every way leave nothing open") {
+TEST_CASE("Five hundred clients that come and go in every way leave nothing open") {
     const std::string request = upgrade();
     Server server;
     const int before = openDescriptors();
@@ -314,7 +314,7 @@ TEST_CASE("Five hundred that come and go in every way leave nothing open") {
         if (i % 3 == 0) client.finish();
         if (i % 2 == 0) client.reset();
     }
-    pump(server, "everybody to be gone", [&] { return openDescriptors() == before; });
+    pump(server, "all clients to be gone", [&] { return openDescriptors() == before; });
     CHECK(server.userCount() == 0);
     CHECK(std::count(server.hooks.begin(), server.hooks.end(), "postDisconnect") ==
           std::count_if(server.hooks.begin(), server.hooks.end(),

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: MIT
 // Extendible WebSocket Server
 
-// Other threads: what they post() and that they may stop(). These run under the thread
-// sanitizer as well (make tsan).
+// Other threads may call post() and stop(). These tests also run under the thread sanitizer
+// (make tsan).
 
 #include "black.h"
 
@@ -11,7 +11,7 @@
 
 using namespace black;
 
-TEST_CASE("Thousands of posts from several threads arrive once each, in order per thread") {
+TEST_CASE("Thousands of posts from several threads run once each, in order per thread") {
     constexpr int kThreads = 4, kPosts = 5000;
     Server server;
     std::vector<std::vector<int>> arrived(kThreads);
@@ -34,7 +34,7 @@ TEST_CASE("Thousands of posts from several threads arrive once each, in order pe
     }
 }
 
-TEST_CASE("A post wakes the loop, runs in its thread, and reaches the users") {
+TEST_CASE("A posted function wakes the loop, runs in its thread and can send to users") {
     Server server;
     std::promise<std::thread::id> where;
     Running running(server);
@@ -49,7 +49,7 @@ TEST_CASE("A post wakes the loop, runs in its thread, and reaches the users") {
     CHECK(where.get_future().get() != std::this_thread::get_id());
 }
 
-TEST_CASE("While others post without end, users are served, and stop() is heard") {
+TEST_CASE("While other threads post without end, users are served and stop() works") {
     Server server;
     std::atomic<bool> enough{false};
     {
@@ -77,7 +77,7 @@ TEST_CASE("While others post without end, users are served, and stop() is heard"
     }
 }
 
-TEST_CASE("A stop is not lost behind posts that nobody has taken yet, nor is a signal") {
+TEST_CASE("Neither a stop() nor a signal is lost behind many waiting posts") {
     Server server, other;
     server.stopOn({SIGUSR1});
     for (int i = 0; i < 200'000; ++i) server.post([] {}), other.post([] {});
@@ -89,7 +89,7 @@ TEST_CASE("A stop is not lost behind posts that nobody has taken yet, nor is a s
     CHECK(other.hooks.back() == "postShutdown");
 }
 
-TEST_CASE("A post is not lost behind signals that fill the pipe, nor does it wait for place") {
+TEST_CASE("A post neither gets lost nor waits when the wake pipe is full") {
     Server server;
     server.onPreShutdown = [](bool &doShutdown) { doShutdown = false; };
     for (int i = 0; i < 200'000; ++i) server.stop();
@@ -99,7 +99,7 @@ TEST_CASE("A post is not lost behind signals that fill the pipe, nor does it wai
     CHECK(calls == 1);
 }
 
-TEST_CASE("What is posted in a hook, or by what was posted, comes in the next turn") {
+TEST_CASE("A function posted by a hook or by a posted function runs in the next turn") {
     Server server;
     int calls = 0;
     const std::function<void()> again = [&] {
@@ -116,7 +116,7 @@ TEST_CASE("What is posted in a hook, or by what was posted, comes in the next tu
     }
 }
 
-TEST_CASE("A posted function that throws is logged, and the others come") {
+TEST_CASE("A posted function that throws is logged, and the others run") {
     Server server;
     int calls = 0;
     server.post([] { throw std::runtime_error("on purpose"); });
@@ -129,7 +129,7 @@ TEST_CASE("A posted function that throws is logged, and the others come") {
     CHECK_THROWS_AS(server.post({}), std::invalid_argument);
 }
 
-TEST_CASE("What is posted while nobody runs comes in the next turn, also after a shutdown") {
+TEST_CASE("A function posted between turns runs in the next one, even after a shutdown") {
     Server server;
     std::string calls;
     server.post([&] { calls += "first "; });
@@ -137,7 +137,7 @@ TEST_CASE("What is posted while nobody runs comes in the next turn, also after a
     server.onPostShutdown = [&] { calls += "postShutdown "; };
     server.shutdown();
     server.post([&] { calls += "second "; });
-    server.onPreShutdown = [&](bool &) {  // is called after what was posted
+    server.onPreShutdown = [&](bool &) {  // runs after the posted functions
         server.post([&] {
             calls += "third ";
             server.post([&] { calls += "fourth "; });
@@ -148,14 +148,14 @@ TEST_CASE("What is posted while nobody runs comes in the next turn, also after a
     server.listen();
     server.turn(10s);
     CHECK(calls == "first second third postShutdown fourth ");
-    CHECK(server.turn(0ms));  // no stop is left over
+    CHECK(server.turn(0ms));  // no stop() is left
 }
 
-TEST_CASE("What was posted and never came is destroyed with the server") {
+TEST_CASE("A posted function that never ran is destroyed with the server") {
     const auto held = std::make_shared<int>();
     {
         Server server;
-        server.post([held] { FAIL("it is never called"); });
+        server.post([held] { FAIL("the function must not run"); });
         CHECK(held.use_count() == 2);
     }
     CHECK(held.use_count() == 1);

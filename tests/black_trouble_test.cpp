@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: MIT
 // Extendible WebSocket Server
 
-// What crowds, half-closed peers and signals do to a server. (That system calls fail is the
-// matter of black_faults_test.cpp, and hooks that throw of black_hooks_test.cpp.)
+// Crowds, half-closed peers and signals. (For system calls that fail see black_faults_test.cpp, for
+// hooks that throw black_hooks_test.cpp.)
 
 #include "black.h"
 
@@ -23,7 +23,7 @@ std::size_t count(const Server &server, std::string_view hook) {
                       [&](const std::string &one) { return one.substr(0, hook.size()) == hook; }));
 }
 
-// Each user that came has gone, but for so many.
+// Checks that all users but `here` of them have gone.
 void checkGone(const Server &server, std::size_t here) {
     CHECK(count(server, "postConnect ") == count(server, "preConnect "));
     CHECK(count(server, "preDisconnect ") == count(server, "postConnect ") - here);
@@ -31,7 +31,7 @@ void checkGone(const Server &server, std::size_t here) {
     CHECK(server.userCount() == static_cast<int>(here));
 }
 
-// A crowd may have more than openDescriptors() looks at.
+// Counts further than openDescriptors(), because a crowd has more.
 int allDescriptors() {
     int all = 0;
     for (int fd = 0; fd < 4096; ++fd) all += ::fcntl(fd, F_GETFD) >= 0;
@@ -48,7 +48,7 @@ void waitUntilClosed(Server &server, int descriptors) {
 // Crowds
 // ----------------------------------------------------------------------------
 
-TEST_CASE("Five thousand connect and reset, and one who talks meanwhile is served") {
+TEST_CASE("While five thousand clients connect and reset, another user is served") {
     Server server;
     Peer canary(server);
     const int before = allDescriptors();
@@ -67,10 +67,10 @@ TEST_CASE("Five thousand connect and reset, and one who talks meanwhile is serve
     checkGone(server, 1);
 }
 
-TEST_CASE("A thousand users vanish at once, with and without a word, and one stays") {
+TEST_CASE("When a thousand users vanish at once, the one that stays is served") {
     Server server([](Config &config) { config.maxUsers = 1001; });
     rlimit limit{};
-    ::getrlimit(RLIMIT_NOFILE, &limit);  // as the server has raised it, if it could
+    ::getrlimit(RLIMIT_NOFILE, &limit);  // as raised by the server, if it could
     const std::size_t many = std::min<std::size_t>(1000, (limit.rlim_cur - 64) / 2);
     Peer canary(server);
     const int before = allDescriptors();
@@ -82,17 +82,17 @@ TEST_CASE("A thousand users vanish at once, with and without a word, and one sta
             if (i % 50 == 0) server.turn(0ms);
         }
         pump(server, "the crowd", [&] { return server.userCount() == static_cast<int>(many) + 1; });
-        server.sendToAll("to all");  // the kernel of each has something that nobody reads
+        server.sendToAll("to all");  // stays unread in the kernels
         for (std::size_t i = 0; i < many; ++i) {
             if (i % 4 == 0) crowd[i].trySend(frame(kText, "the last words"));
             if (i % 2 == 0) crowd[i].reset();
             else crowd[i].close();
         }
     }
-    server.sendToAll("to who is left");
+    server.sendToAll("to the last one");
     canary.send(frame(kText, "still there?"));
     CHECK(joined({canary.hear(), canary.hear(), canary.hear()}) ==
-          "text to all, text to who is left, text still there?");
+          "text to all, text to the last one, text still there?");
     waitUntilClosed(server, before);
     checkGone(server, 1);
     Peer next(server);
@@ -105,9 +105,9 @@ TEST_CASE("A thousand users vanish at once, with and without a word, and one sta
 
 namespace {
 
-// What a client has sent when it shuts its side down, what the server did before that, the
-// status and the bytes behind the head that the client hears up to the end, and the code in
-// preDisconnect(): "" if the client was no user.
+// What a client sends before it half-closes, what postConnect() does, the status and the bytes
+// after the head that the client then hears, and the code in preDisconnect(): "" if the client is
+// not a user.
 struct HalfClosed {
     const char *label;
     std::string sent;
@@ -120,10 +120,10 @@ struct HalfClosed {
 void nothing(Server &) {}
 void disconnectUser(Server &server) { server.disconnect(server.user(1), 4000); }
 
-const std::string kMuch(3'000'000, 'x');  // more than the kernel takes
+const std::string kMuch(3'000'000, 'x');  // more than the kernels take
 void sendMuch(Server &server) { server.sendToUser(server.user(1), kMuch); }
 
-// As a server sends it.
+// A frame as a server sends it.
 std::string bare(unsigned opcode, const std::string &payload) {
     const std::string head = header(kFin | opcode, payload.size());
     std::string bytes = head.substr(0, head.size() - kMaskingKey.size()) + payload;
@@ -137,25 +137,25 @@ std::string bareClose(int code, const std::string &reason = {}) {
 
 const std::string kHalf = frame(kText, "hello").substr(0, 8);
 const std::vector<HalfClosed> kHalfClosed = {
-    {"before a word", "", nothing, "", "", ""},
-    {"in its head", upgrade().substr(0, 50), nothing, "", "", ""},
-    {"behind its head", upgrade(), nothing, "101", "", "1006"},
-    {"behind a message", upgrade() + frame(kText, "hi"), nothing, "101", bare(kText, "hi"), "1006"},
+    {"before it sends anything", "", nothing, "", "", ""},
+    {"inside its head", upgrade().substr(0, 50), nothing, "", "", ""},
+    {"after its head", upgrade(), nothing, "101", "", "1006"},
+    {"after a message", upgrade() + frame(kText, "hi"), nothing, "101", bare(kText, "hi"), "1006"},
     {"between two fragments", upgrade() + frame(kText, "hi", 0), nothing, "101", "", "1006"},
-    {"in a frame", upgrade() + kHalf, nothing, "101", "", "1006"},
-    {"behind its Close", upgrade() + closeFrame(1000), nothing, "101", bareClose(1000), "1000"},
-    {"instead of a Close", upgrade(), disconnectUser, "101", bareClose(4000), "4000"},
-    {"in a frame, instead of a Close", upgrade() + kHalf, disconnectUser, "101", bareClose(4000),
-     "4000"},
-    {"while much is on its way", upgrade(), sendMuch, "101", bare(kText, kMuch), "1006"},
-    {"behind a Close, while much is on its way", upgrade() + closeFrame(1001), sendMuch, "101",
-     bare(kText, kMuch) + bareClose(1001), "1001"}};
+    {"inside a frame", upgrade() + kHalf, nothing, "101", "", "1006"},
+    {"after its Close", upgrade() + closeFrame(1000), nothing, "101", bareClose(1000), "1000"},
+    {"instead of answering a Close", upgrade(), disconnectUser, "101", bareClose(4000), "4000"},
+    {"inside a frame, instead of answering a Close", upgrade() + kHalf, disconnectUser, "101",
+     bareClose(4000), "4000"},
+    {"while a large message is on its way", upgrade(), sendMuch, "101", bare(kText, kMuch), "1006"},
+    {"after its Close, while a large message is on its way", upgrade() + closeFrame(1001), sendMuch,
+     "101", bare(kText, kMuch) + bareClose(1001), "1001"}};
 
 }  // namespace
 
-TEST_CASE("Who shuts its side down, whenever it is, hears what there is to hear, then the end") {
+TEST_CASE("A client that half-closes at any point gets all that is due to it, then EOF") {
     for (const HalfClosed &row : kHalfClosed) {
-        INFO(std::string(row.label));
+        INFO("The client half-closes ", std::string(row.label));
         Server server;
         const int before = allDescriptors();
         server.onPostConnect = [&](User &) { row.before(server); };
@@ -187,7 +187,7 @@ namespace {
 
 std::atomic<int> alarms;
 
-// An alarm each millisecond, which interrupts whatever can be, as long as it is there.
+// While it exists, an alarm every millisecond interrupts system calls.
 class Alarms {
   public:
     Alarms() {
@@ -214,7 +214,7 @@ class Alarms {
 
 }  // namespace
 
-TEST_CASE("In the midst of signals all messages come, large and small, and deadlines are kept") {
+TEST_CASE("In a storm of signals all messages arrive, large and small, and deadlines hold") {
     Server server([](Config &config) { config.handshakeSeconds = 0.1; });
     Peer ada(server), bob(server, "/", "", 4096);
     Client silent(server);
@@ -224,7 +224,7 @@ TEST_CASE("In the midst of signals all messages come, large and small, and deadl
         const std::string text = "message " + std::to_string(i);
         ada.send(frame(kText, text));
         CHECK(ada.hear() == "text " + text);
-        server.turn(2ms);  // somebody has to wait for the alarm to wake
+        server.turn(2ms);  // a wait that the alarm can interrupt
         if (i % 40 != 0) continue;
         bob.send(frame(kBinary, large));
         CHECK((bob.next().value().payload == large));
@@ -233,7 +233,7 @@ TEST_CASE("In the midst of signals all messages come, large and small, and deadl
     checkGone(server, 2);
 }
 
-TEST_CASE("So many call stop() that its pipe is full, and that is not for the next run") {
+TEST_CASE("Even when stop() fills the wake pipe, the next run() is not stopped") {
     Server server;
     Peer ada(server);
     for (int i = 0; i < 100'000; ++i) server.stop();
