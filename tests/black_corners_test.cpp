@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 // Extendible WebSocket Server
 
-// Corners of the loop: what happens between two turns, and what few programs do.
+// Corners of the loop: events between two turns, and calls that few programs make.
 
 #include "black.h"
 
@@ -9,7 +9,7 @@
 
 using namespace black;
 
-TEST_CASE("A user that belongs to no server can be sent nothing, and has no backlog") {
+TEST_CASE("A user that belongs to no server receives nothing and has no backlog") {
     Server server;
     User mine;
     CHECK_FALSE(server.sendToUser(mine, "hello"));
@@ -17,14 +17,14 @@ TEST_CASE("A user that belongs to no server can be sent nothing, and has no back
     CHECK(mine.backlog() == 0);
 }
 
-TEST_CASE("Who is lost between two turns is neither read from nor asked whether it is alive") {
+TEST_CASE("A user dropped between two turns is disconnected once, with 1008") {
     Server server([](Config &config) {
         config.maxQueuedBytes = 1;
         config.lowMarkBytes = 1;
     });
     Peer peer(server);
     peer.send(frame(kText, "is never read"));
-    std::this_thread::sleep_for(1100ms);  // so that the clocks are due, too
+    std::this_thread::sleep_for(1100ms);  // so that the clocks are due as well
     const std::string large(16 * 1024 * 1024, 'x');
     while (server.sendToAll(large) == 1) {}
     server.turn(0ms);
@@ -33,7 +33,7 @@ TEST_CASE("Who is lost between two turns is neither read from nor asked whether 
     CHECK(joined(server.reasons) == "too slow");
 }
 
-TEST_CASE("Who is lost in a turn in which it is also ready is not read from") {
+TEST_CASE("A user dropped by another user's hook is not read from in that turn") {
     Server server([](Config &config) { config.maxQueuedBytes = 1; });
     Peer first(server), second(server);
     std::uint64_t lost = 0;
@@ -42,19 +42,19 @@ TEST_CASE("Who is lost in a turn in which it is also ready is not read from") {
         const std::string large(16 * 1024 * 1024, 'x');
         while (server.sendToUser(server.user(lost), large)) {}
     };
-    for (Peer *peer : {&first, &second}) peer->send(frame(kText, "costs the other its place"));
+    for (Peer *peer : {&first, &second}) peer->send(frame(kText, "drops the other user"));
     server.onPreDisconnect = [&](User &user) { CHECK(user.id() == lost); };
     server.turn(1s);
     CHECK(joined(server.reasons) == "too slow");
     CHECK_FALSE(has(joined(server.hooks), "process " + std::to_string(lost)));
 }
 
-TEST_CASE("The log says so if it listens at every address") {
+TEST_CASE("The log says that the server listens at every address") {
     Server server([](Config &config) { config.debug = true, config.address = ""; });
     CHECK(server.printed("listening at every address"));
 }
 
-TEST_CASE("Who is lost while its waiting frames are read is not read from any more") {
+TEST_CASE("Once a user is dropped, its remaining frames are discarded") {
     Server server([](Config &config) { config.maxQueuedBytes = 1; });
     Peer peer(server);
     server.onProcess = [&](User &user, WSMessage &msg) {
@@ -70,7 +70,7 @@ TEST_CASE("Who is lost while its waiting frames are read is not read from any mo
 
 namespace {
 
-// Disconnects itself when it is asked whether it is idle.
+// A user that disconnects itself in isIdle().
 struct Leaver : WSBaseUser {
     std::function<void(Leaver &)> onAsked;
     bool isIdle() const override {
@@ -92,21 +92,21 @@ struct LeaverServer : WebSocketServer<Leaver, Config> {
 
 }  // namespace
 
-TEST_CASE("Who leaves when asked whether it is idle leaves with its own code") {
+TEST_CASE("A disconnect() in isIdle() keeps its own close code") {
     LeaverServer server;
     server.config().maxUsers = 1;
     const Peer peer(server), newcomer(server);
     CHECK(server.codes == std::vector<int>{4000});
 }
 
-TEST_CASE("httpRequest() answers nothing unless it is overridden") {
+TEST_CASE("Unless httpRequest() is overridden, a page request gets 426") {
     LeaverServer server;
     Client client(server);
     client.send("GET / HTTP/1.1\r\nHost: localhost\r\n\r\n");
     CHECK(client.status() == 426);
 }
 
-TEST_CASE("64 are accepted in one turn, the others in the next ones") {
+TEST_CASE("A turn accepts at most 64 connections, the next turns accept the others") {
     Server server;
     std::vector<std::unique_ptr<Client>> clients;
     for (int i = 0; i < 100; ++i) clients.push_back(std::make_unique<Client>(server));
@@ -116,7 +116,7 @@ TEST_CASE("64 are accepted in one turn, the others in the next ones") {
     CHECK(server.stats().pending == 100);
 }
 
-TEST_CASE("With debug, the log tells of objections, shutdowns and the end") {
+TEST_CASE("With debug, the log reports a veto, the shutdown and the end of the server") {
     Server server([](Config &config) { config.debug = true; });
     bool objects = true;
     server.onPreShutdown = [&](bool &doShutdown) { doShutdown = !objects; };

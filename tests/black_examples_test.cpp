@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: MIT
 // Extendible WebSocket Server
 
-// The example programs, as somebody would start them: what they print, how they end, and
-// that they do what they are examples of.
+// The example programs, started from the command line: what they print, how they exit, and that
+// they do what they show.
 
 #include "black.h"
 
@@ -19,10 +19,10 @@ using namespace black;
 
 namespace {
 
-// A program that was started, and is ended with this object if it has not ended by itself.
+// A running program. The destructor kills it if it has not exited.
 class Program {
   public:
-    // `listener` is given to it as systemd does it.
+    // Passes `listener` to the program as systemd does.
     Program(const std::string &name, const Strings &arguments, int listener = -1,
             const char *count = "1") {
         int outPipe[2] = {-1, -1}, errPipe[2] = {-1, -1};
@@ -51,7 +51,7 @@ class Program {
         err_ = errPipe[0];
         for (const int fd : {out_, err_}) {
             ::fcntl(fd, F_SETFL, O_NONBLOCK);
-            ::fcntl(fd, F_SETFD, FD_CLOEXEC);  // not for the programs that are started later
+            ::fcntl(fd, F_SETFD, FD_CLOEXEC);  // later programs do not inherit it
         }
     }
 
@@ -65,36 +65,36 @@ class Program {
 
     void signal(int number) const { ::kill(pid_, number); }
 
-    std::string out, err;  // what it has printed
+    std::string out, err;  // what it has printed so far
 
-    // Waits until it has printed a line with `part`, or has ended; gives what follows `part`.
+    // Waits for a line with `part` and returns what follows `part`. Throws if the program exits.
     std::string after(const std::string &part) {
         const auto isThere = [&] {
             const std::size_t begin = out.find(part);
             return begin != out.npos && out.find('\n', begin) != out.npos;
         };
         read("a line with '" + part + "'", isThere);
-        if (!isThere()) throw std::runtime_error("it has ended: " + out + err);
+        if (!isThere()) throw std::runtime_error("the program has exited: " + out + err);
         const std::size_t begin = out.find(part) + part.size();
         return out.substr(begin, out.find('\n', begin) - begin);
     }
 
-    // Waits for its end. The exit code; 1000 and the number if it was a signal.
+    // Waits for the program to exit. Its exit code, or 1000 plus the number of a fatal signal.
     int exitCode() {
-        read("the end", [] { return false; });
+        read("the exit", [] { return false; });
         int status = 0;
         ::waitpid(std::exchange(pid_, -1), &status, 0);
         return WIFEXITED(status) ? WEXITSTATUS(status) : 1000 + WTERMSIG(status);
     }
 
   private:
-    // Reads both its outputs, until something is so or they are at their end.
+    // Reads both outputs until done() or until they end.
     template <class Done>
     void read(const std::string &what, Done done) {
         const auto end = Clock::now() + 2 * kPatience;
         for (bool ended = false; !ended && !done();) {
             if (Clock::now() > end)
-                throw std::runtime_error("waited in vain for " + what + ": " + out + err);
+                throw std::runtime_error("timed out waiting for " + what + ": " + out + err);
             pollfd both[] = {{out_, POLLIN, 0}, {err_, POLLIN, 0}};
             ::poll(both, 2, 50);
             const bool outEnded = readSome(out_, out), errEnded = readSome(err_, err);
@@ -114,13 +114,13 @@ class Program {
     int out_ = -1, err_ = -1;
 };
 
-// The port in "http://localhost:12345/", or a port by itself.
+// The port in "http://localhost:12345/", or a bare port.
 int portIn(const std::string &text) {
     const std::size_t colon = text.rfind(':');
     return std::stoi(text.substr(colon == text.npos ? 0 : colon + 1));
 }
 
-// One sentence, in one line.
+// Checks that the text is one line from the program, with `part` in it.
 void checkSentence(const std::string &text, const std::string &program, const std::string &part) {
     CAPTURE(text);
     CHECK(text.substr(0, program.size() + 2) == program + ": ");
@@ -129,7 +129,7 @@ void checkSentence(const std::string &text, const std::string &program, const st
     CHECK(text.back() == '\n');
 }
 
-// What the page of the chat says and hears.
+// What the chat's page sends and receives.
 void say(Peer &peer, const std::string &json) { peer.send(frame(kText, json)); }
 
 Json::Value heard(Peer &peer, const std::string &type) {
@@ -148,7 +148,7 @@ Json::Value heard(Peer &peer, const std::string &type) {
 
 }  // namespace
 
-TEST_CASE("examples/echo says where it listens, echoes, and ends by a signal") {
+TEST_CASE("examples/echo prints its port, echoes, and exits on a signal") {
     for (const int signal : {SIGTERM, SIGINT}) {
         Program echo("echo", {"0"});
         Peer peer(portIn(echo.after("listening on port ")));
@@ -163,7 +163,7 @@ TEST_CASE("examples/echo says where it listens, echoes, and ends by a signal") {
     }
 }
 
-TEST_CASE("An example that can not listen says so in one sentence, and exits with 1") {
+TEST_CASE("An example that cannot listen says so in one line and exits with 1") {
     const Server other;
     const std::string port = std::to_string(other.port());
     Program echo("echo", {port}), chat("chat", {"--port", port}),
@@ -177,7 +177,7 @@ TEST_CASE("An example that can not listen says so in one sentence, and exits wit
     CHECK(chat.out.empty());
 }
 
-TEST_CASE("Arguments that make no sense are complained of") {
+TEST_CASE("Bad arguments get an error message of one line, --help gets the options") {
     for (const Strings &arguments : {Strings{"--port"}, Strings{"--port", "99999"},
                                      Strings{"--port", "12x"}, Strings{"--loud"}}) {
         CAPTURE(joined(arguments));
@@ -193,7 +193,7 @@ TEST_CASE("Arguments that make no sense are complained of") {
     CHECK(has(help.out, "--port N"));
 }
 
-TEST_CASE("examples/chat serves its page, and two people chat") {
+TEST_CASE("examples/chat serves its page and lets two users chat") {
     Program chat("chat", {"--port", "0"});
     const int port = portIn(chat.after("open http://localhost:"));
 
@@ -208,7 +208,7 @@ TEST_CASE("examples/chat serves its page, and two people chat") {
     CHECK(has(page.header("Content-Security-Policy"), "default-src 'none'"));
     std::ifstream file(EXAMPLES_DIR "/chat.html", std::ios::binary);
     const std::string source(std::istreambuf_iterator<char>(file), {});
-    CHECK(page.body.size() > source.size());  // the nonces are longer than their places
+    CHECK(page.body.size() > source.size());  // the nonces are longer than their placeholders
     lost.send("GET /favicon.ico HTTP/1.1\r\nHost: localhost\r\n\r\n");
     CHECK(lost.status() == 404);
     stranger.send(upgrade("/elsewhere"));
@@ -250,9 +250,9 @@ bool isNumber(const std::string &text) {
     return !text.empty() && text.find_first_not_of("0123456789.") == text.npos;
 }
 
-// Metrics in the text format of Prometheus, by name and labels. For each: its HELP, its TYPE,
-// then samples of that very name, none twice, each line with its line feed. Counters are
-// called "_total", and nothing else is.
+// Parses and checks metrics in the text format of Prometheus. Each metric has its HELP, its TYPE
+// and then samples of exactly that name, none of them twice. Every line ends with a line feed.
+// The names of counters end in "_total", no others do.
 std::map<std::string, double> parseMetrics(const std::string &text) {
     std::map<std::string, double> samples;
     std::string name, line;
@@ -284,7 +284,7 @@ std::map<std::string, double> parseMetrics(const std::string &text) {
 
 }  // namespace
 
-TEST_CASE("examples/chat tells that it is well, and its metrics in the format of Prometheus") {
+TEST_CASE("examples/chat answers health checks and serves metrics for Prometheus") {
     Program chat("chat", {"--port", "0"});
     const int port = portIn(chat.after("open http://localhost:"));
     CHECK(answerTo(port, "GET /healthz", "text/plain") == "ok\n");
@@ -315,7 +315,7 @@ TEST_CASE("examples/chat tells that it is well, and its metrics in the format of
     CHECK(metrics.size() == 12);
 }
 
-TEST_CASE("examples/game serves its page, and two people see where they are") {
+TEST_CASE("examples/game serves its page and shows two players to each other") {
     Program game("game", {"0"});
     const int port = portIn(game.after("open http://localhost:"));
 
@@ -328,7 +328,7 @@ TEST_CASE("examples/game serves its page, and two people see where they are") {
     stranger.send(upgrade("/elsewhere"));
     CHECK(stranger.status() == 404);
 
-    // What follows the tick in a frame.
+    // The next frame of the game, without its tick.
     const auto frameAt = [](Peer &peer) {
         for (;;) {
             const Peer::Frame frame = peer.next().value();
@@ -351,8 +351,8 @@ TEST_CASE("examples/game serves its page, and two people see where they are") {
     CHECK(bob.hear() == "binary \x06NowNow!!");
     bob.send(frame(kBinary, "\x02" + networkOrder(0x7FC00000, 4) + one + "\x01"));  // NaN
     CHECK(bob.hear() == "close 1007");
-    CHECK(frameAt(ada).size() == 2 + 2 * 13);  // of Bob's coming
-    CHECK(frameAt(ada).size() == 2 + 2 * 13);  // of his move
+    CHECK(frameAt(ada).size() == 2 + 2 * 13);  // Bob has joined
+    CHECK(frameAt(ada).size() == 2 + 2 * 13);  // Bob has moved
     CHECK(frameAt(ada) == networkOrder(1, 2) + player(2, half, 0));
     ada.send(frame(kText, "hello"));
     CHECK(ada.hear() == "close 1003");
@@ -362,7 +362,7 @@ TEST_CASE("examples/game serves its page, and two people see where they are") {
     CHECK(game.err.empty());
 }
 
-TEST_CASE("examples/chat takes the socket that systemd has opened, and leaves it open") {
+TEST_CASE("examples/chat uses the socket from systemd, and leaves it open") {
     const int listener = ::socket(AF_INET, SOCK_STREAM, 0);
     sockaddr_in place{};
     socklen_t size = sizeof place;
@@ -373,7 +373,7 @@ TEST_CASE("examples/chat takes the socket that systemd has opened, and leaves it
     ::getsockname(listener, reinterpret_cast<sockaddr *>(&place), &size);
     const int port = ntohs(place.sin_port);
     for (int i = 0; i < 2; ++i) {
-        Client early(port);  // waits in the listener until there is a chat
+        Client early(port);  // waits in the backlog until the chat starts
         early.send("GET / HTTP/1.1\r\nHost: localhost\r\n\r\n");
         Program chat("chat", {"--address", "203.0.113.1"}, listener);
         CHECK(portIn(chat.after("open http://localhost:")) == port);
@@ -386,35 +386,35 @@ TEST_CASE("examples/chat takes the socket that systemd has opened, and leaves it
     checkSentence(two.err, "chat", "one ListenStream, not 2");
     ::close(listener);
     ::setenv("LISTEN_FDS", "1", 1);
-    ::setenv("LISTEN_PID", "1", 1);  // it is not for us
+    ::setenv("LISTEN_PID", "1", 1);  // meant for another process
     Program other("chat", {"--port", "0"});
     CHECK(portIn(other.after("open http://localhost:")) != port);
     ::unsetenv("LISTEN_FDS");
     ::unsetenv("LISTEN_PID");
 }
 
-TEST_CASE("examples/chat says at which Unix socket it listens") {
+TEST_CASE("examples/chat prints the Unix socket that it listens at") {
     char folder[] = "/tmp/wsXXXXXX";
     if (::mkdtemp(folder) == nullptr) throw std::runtime_error("no folder");
     Program chat("chat", {"--address", std::string("unix:") + folder + "/socket"});
     CHECK(chat.after("listening at ") == std::string("unix:") + folder + "/socket");
     chat.signal(SIGTERM);
     CHECK(chat.exitCode() == 0);
-    CHECK(::rmdir(folder) == 0);  // it has removed its socket
+    CHECK(::rmdir(folder) == 0);  // the chat has removed its socket
 }
 
-TEST_CASE("examples/chat believes the proxy that it was told of") {
+TEST_CASE("examples/chat trusts the proxy given with --proxy") {
     Program chat("chat", {"--port", "0", "--proxy", "127.0.0.1", "--verbose"});
     Peer peer(portIn(chat.after("open http://localhost:")), "/chat",
               "X-Forwarded-For: 192.0.2.7\r\n");
     CHECK(has(chat.after("user 1 "), "192.0.2.7"));
 }
 
-TEST_CASE("examples/readme is the chat that the README shows") {
-    constexpr int kPort = 12345;  // as the README has it
+TEST_CASE("examples/readme sends each message to all other users") {
+    constexpr int kPort = 12345;  // the port in the README
     bool free = true;
     try {
-        const Client somebody(kPort);
+        const Client other(kPort);
         free = false;
     } catch (const std::runtime_error &) {}
     if (!free) {

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 // Extendible WebSocket Server
 
-// The loop at the program's service: ticks, descriptors of others, and what it counts.
+// What the loop does for the program: ticks, watched descriptors, and statistics.
 
 #include "black.h"
 
@@ -15,7 +15,7 @@ using namespace black;
 
 namespace {
 
-// Counts its ticks.
+// A server that counts its ticks.
 struct Ticking : Server {
     explicit Ticking(double seconds)
         : Server([=](Config &config) { config.tickSeconds = seconds; }) {
@@ -32,7 +32,7 @@ void takeTurnsFor(WSBaseServer &server, Time time) {
 
 }  // namespace
 
-TEST_CASE("tick() comes every tickSeconds, the first time so long after listen()") {
+TEST_CASE("tick() runs every tickSeconds, the first time that long after listen()") {
     Ticking server(0.2);
     const auto start = Clock::now();
     server.turn(0ms);
@@ -40,12 +40,12 @@ TEST_CASE("tick() comes every tickSeconds, the first time so long after listen()
     for (int i = 1; i <= 3; ++i) {
         while (server.ticks < i) server.turn(10s);
         const auto late = Clock::now() - start - i * 200ms;
-        CHECK(late > -3ms);  // the clock has milliseconds, two of them are rounded
+        CHECK(late > -3ms);  // the clock counts milliseconds, and two of its readings are rounded
         CHECK(late < 1s);
     }
 }
 
-TEST_CASE("Ticks cost no turns in between, and there are none if tickSeconds is 0") {
+TEST_CASE("Ticks need no turns in between, and there are none if tickSeconds is 0") {
     Ticking server(0.05), silent(0);
     int turns = 0;
     while (server.ticks < 5) server.turn(10s), ++turns;
@@ -54,7 +54,7 @@ TEST_CASE("Ticks cost no turns in between, and there are none if tickSeconds is 
     CHECK(silent.ticks == 0);
 }
 
-TEST_CASE("What ticks were missed is not made up for, and the beat stays") {
+TEST_CASE("Missed ticks are not made up for, and the rhythm stays") {
     Ticking server(0.4);
     const auto start = Clock::now();
     std::this_thread::sleep_for(1s);
@@ -79,7 +79,7 @@ TEST_CASE("tickSeconds may be changed at any time") {
     CHECK(server.ticks == before);
 }
 
-TEST_CASE("When tickSeconds is set, the next tick comes that long after") {
+TEST_CASE("When tickSeconds is set, the next tick comes that much later") {
     for (const double before : {0.0, 1000.0}) {
         Ticking server(before);
         takeTurnsFor(server, 400ms);
@@ -97,7 +97,7 @@ TEST_CASE("When tickSeconds is set, the next tick comes that long after") {
     }
 }
 
-TEST_CASE("What tick() sends goes out in the same turn") {
+TEST_CASE("Messages from tick() go out in the same turn") {
     Ticking server(0.01);
     Peer peer(server);
     server.onTick = [&] { server.sendToAll("tick"), server.onTick = {}; };
@@ -106,7 +106,7 @@ TEST_CASE("What tick() sends goes out in the same turn") {
     CHECK(has(peer.input, "tick"));
 }
 
-TEST_CASE("A tick() that throws is logged, and comes again") {
+TEST_CASE("A tick() that throws is logged and runs again") {
     Ticking server(0.01);
     server.onTick = [&] {
         ++server.ticks;
@@ -119,7 +119,7 @@ TEST_CASE("A tick() that throws is logged, and comes again") {
     CHECK(peer.hear() == "text hello");
 }
 
-TEST_CASE("tick() comes during a shutdown, too, and in the next run()") {
+TEST_CASE("tick() runs during a shutdown as well, and in the next run()") {
     Ticking server(0.02);
     Peer peer(server);
     server.shutdown();
@@ -143,7 +143,7 @@ TEST_CASE("tick() comes during a shutdown, too, and in the next run()") {
 
 namespace {
 
-// Two sockets that are connected: `mine` is the test's, `its` is watched.
+// Two connected sockets: the test uses `mine`, the server watches `its`.
 struct Pair {
     Pair() {
         int ends[2] = {-1, -1};
@@ -169,7 +169,7 @@ struct Pair {
 
 }  // namespace
 
-TEST_CASE("What is watched has its function called in each turn in which it is ready") {
+TEST_CASE("The function of a watched descriptor runs in each turn in which it is ready") {
     const Pair pair;
     Server server;
     int calls = 0;
@@ -193,7 +193,7 @@ TEST_CASE("What is watched has its function called in each turn in which it is r
     server.unwatch(pair.its);  // does nothing
 }
 
-TEST_CASE("Watching a descriptor anew changes the events and the function") {
+TEST_CASE("Watching a descriptor again replaces its events and its function") {
     const Pair pair;
     Server server;
     std::string calls;
@@ -210,12 +210,12 @@ TEST_CASE("Watching a descriptor anew changes the events and the function") {
     server.turn(10s);
     server.turn(0ms);
     CHECK(calls == "out both on ");
-    ::shutdown(pair.mine, SHUT_RDWR);  // POLLHUP comes unasked
+    ::shutdown(pair.mine, SHUT_RDWR);  // POLLHUP needs no request
     server.turn(0ms);
     CHECK(calls == "out both on gone ");
 }
 
-TEST_CASE("Whatever a watched function does to what is watched, only what is watched is called") {
+TEST_CASE("A watch function may watch and unwatch any descriptor; only current functions run") {
     const Pair first, second, third;
     Server server;
     std::string calls;
@@ -228,7 +228,7 @@ TEST_CASE("Whatever a watched function does to what is watched, only what is wat
             server.watch(first.its, POLLIN, [&](short) { calls += "again "; });
             server.watch(third.its, POLLIN, [&](short) { calls += "third "; });
         }
-        CHECK(large == std::string(1000, 'x'));  // it is still there
+        CHECK(large == std::string(1000, 'x'));  // the function still exists
     });
     server.watch(second.its, POLLIN, [&](short) { calls += "second "; });
     for (const Pair *pair : {&first, &second, &third}) pair->say();
@@ -241,7 +241,7 @@ TEST_CASE("Whatever a watched function does to what is watched, only what is wat
     CHECK(calls == "first again third again third second ");
 }
 
-TEST_CASE("A watched function that throws is logged and called no more, and harms nobody else") {
+TEST_CASE("A watch function that throws is logged and unwatched; the others go on") {
     const Pair bad, good;
     Server server;
     int calls = 0, served = 0;
@@ -257,10 +257,10 @@ TEST_CASE("A watched function that throws is logged and called no more, and harm
     CHECK(joined(server.lines) == "watch() threw: on purpose");
 }
 
-TEST_CASE("What its owner has closed is told of once, and unwatched") {
+TEST_CASE("A watched descriptor that its owner has closed is logged once and unwatched") {
     Pair pair;
     Server server;
-    server.watch(pair.its, POLLIN, [&](short) { FAIL("it is closed"); });
+    server.watch(pair.its, POLLIN, [&](short) { FAIL("the descriptor is closed"); });
     const int fd = std::exchange(pair.its, -1);
     ::close(fd);
     int turns = 0;
@@ -269,7 +269,7 @@ TEST_CASE("What its owner has closed is told of once, and unwatched") {
     CHECK(joined(server.lines) == "descriptor " + std::to_string(fd) + " is watched, but closed");
 }
 
-TEST_CASE("watch() throws over what can not be watched") {
+TEST_CASE("watch() throws for a bad descriptor or an empty function") {
     Server server;
     CHECK_THROWS_AS(server.watch(-1, POLLIN, [](short) {}), std::invalid_argument);
     CHECK_THROWS_AS(server.watch(0, POLLIN, {}), std::invalid_argument);
@@ -277,7 +277,7 @@ TEST_CASE("watch() throws over what can not be watched") {
     server.turn(0ms);
 }
 
-TEST_CASE("What a watched function sends goes out in the same turn") {
+TEST_CASE("Messages from a watch function go out in the same turn") {
     const Pair pair;
     Server server;
     Peer peer(server);
@@ -288,7 +288,7 @@ TEST_CASE("What a watched function sends goes out in the same turn") {
     CHECK(has(peer.input, "news"));
 }
 
-TEST_CASE("Users, newcomers and what is watched do not get in each other's way") {
+TEST_CASE("Users, newcomers and watched descriptors do not get in each other's way") {
     Server server;
     std::vector<std::unique_ptr<Pair>> pairs;
     std::vector<std::unique_ptr<Peer>> peers;
@@ -315,7 +315,7 @@ TEST_CASE("Users, newcomers and what is watched do not get in each other's way")
     CHECK(server.userCount() == 200);
 }
 
-TEST_CASE("What is watched before listen() is watched, and so it is over a shutdown") {
+TEST_CASE("A descriptor stays watched during and after a shutdown, and in the next listen()") {
     const Pair pair;
     int calls = 0;
     Server server;
@@ -336,7 +336,7 @@ TEST_CASE("What is watched before listen() is watched, and so it is over a shutd
     pump(server, "a call", [&] { return calls == 3; });
 }
 
-TEST_CASE("What a function holds goes at the end of the turn that unwatches it, or the server") {
+TEST_CASE("A watch function is destroyed in the turn that unwatches it, or with the server") {
     const Pair pair;
     const auto held = std::make_shared<int>();
     {
@@ -351,7 +351,7 @@ TEST_CASE("What a function holds goes at the end of the turn that unwatches it, 
     CHECK(held.use_count() == 1);
 }
 
-TEST_CASE("What a function holds may watch and unwatch when it goes") {
+TEST_CASE("The captures of a watch function may watch and unwatch in their destructors") {
     const Pair first, second;
     Server server;
     int calls = 0;
@@ -372,7 +372,7 @@ TEST_CASE("What a function holds may watch and unwatch when it goes") {
 // stats()
 // ----------------------------------------------------------------------------
 
-TEST_CASE("stats() counts users, messages and bytes, each way") {
+TEST_CASE("stats() counts users, and messages and bytes in each direction") {
     Server server;
     const WSStats before = server.stats();
     CHECK(before.users + before.pending + before.turns + before.bytesSent == 0);
@@ -412,12 +412,12 @@ TEST_CASE("stats() counts users, messages and bytes, each way") {
     CHECK(stats.queuedBytes == 0);
 }
 
-TEST_CASE("stats() counts the messages that process() got, and no others") {
+TEST_CASE("stats() counts only messages that reach process()") {
     struct Picky : User {
         void messageReceived() override { throw std::runtime_error("not that one"); }
     };
     class Host : public WebSocketServer<Picky, Config> {
-        void process(Picky &, WSMessage &) override { FAIL("it did not get so far"); }
+        void process(Picky &, WSMessage &) override { FAIL("the message must not get here"); }
         void console(WSLevel, std::string_view) override {}
     };
     Host server;
@@ -428,7 +428,7 @@ TEST_CASE("stats() counts the messages that process() got, and no others") {
     CHECK(server.stats().messagesReceived == 0);
 }
 
-TEST_CASE("stats() tells how much waits for all, and what was not queued is not counted") {
+TEST_CASE("stats() adds up all backlogs, and does not count messages that were not queued") {
     Server server([](Config &config) { config.maxQueuedBytes = 20'000'000; });
     Peer slow(server, "/", "", 4096);
     slow.appetite = 0;
@@ -447,7 +447,7 @@ TEST_CASE("stats() tells how much waits for all, and what was not queued is not 
     CHECK(stats.queuedBytes == 0);
 }
 
-TEST_CASE("stats() counts who went by close code, and what was answered by status") {
+TEST_CASE("stats() counts disconnects by close code and answers by status") {
     Server server;
     server.onHttp = [](const WSRequest &request, WSResponse &response) {
         if (request.path() == "/page") response.status = 200;
@@ -486,7 +486,7 @@ TEST_CASE("stats() counts who went by close code, and what was answered by statu
     CHECK(stats.answers == std::map<int, std::uint64_t>{{200, 2}, {400, 1}, {403, 1}, {426, 1}});
 }
 
-TEST_CASE("stats() tells of the longest turn, in which no waiting is counted") {
+TEST_CASE("stats() has the longest turn, without the time it waited") {
     Server server;
     server.turn(400ms);
     CHECK(server.stats().turns == 1);
@@ -500,7 +500,7 @@ TEST_CASE("stats() tells of the longest turn, in which no waiting is counted") {
     CHECK(server.stats().longestTurnSeconds < 5);
 }
 
-TEST_CASE("What waits for the clock does not wait for as long as a turn took") {
+TEST_CASE("A long turn does not delay the next tick") {
     Ticking server(0.6);
     const auto start = Clock::now();
     server.post([] { std::this_thread::sleep_for(500ms); });
