@@ -213,7 +213,7 @@ class MessageReader {
     };
     // Reads up to the end of a frame. Bad: a close code; do not call it again.
     Progress read(char *bytes, std::size_t size, const Limits &limits, Found &found);
-    bool idle() const { return !inPayload_ && opcode_ == Opcode::continuation; }
+    bool idle() const { return opcode_ == Opcode::continuation; }  // between two messages
     // Collects a message. Give it memory that nobody else has, or null: it is overwritten.
     Payload message;
 
@@ -1911,8 +1911,8 @@ void Outbox::append(std::string_view header, std::string_view payload) {
 }
 
 void Outbox::append(Payload payload) {
-    size_ += payload->size();
     pieces_.emplace_back();
+    size_ += payload->size();
     pieces_.back().shared = std::move(payload);
 }
 
@@ -2438,6 +2438,7 @@ void unmask(const char *from, char *to, std::size_t size, std::array<unsigned ch
 // whole; payloads of data frames are unmasked into the message as they come.
 
 Progress MessageReader::read(char *bytes, std::size_t size, const Limits &limits, Found &found) {
+    found = {};
     std::size_t used = 0;
     if (!inPayload_) {
         const Progress header = parseFrameHeader({bytes, size}, frame_);

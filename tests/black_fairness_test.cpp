@@ -80,7 +80,7 @@ TEST_CASE("A crowd that ends at one moment says goodbye over many turns, each us
     });
     CHECK(turns >= 20);  // a millisecond each is for at most three of these
     CHECK(longest <= 5);
-    const Strings goodbyes = server.comings();
+    const Strings goodbyes = server.connectHooks();
     REQUIRE(goodbyes.size() == 200);
     for (std::size_t i = 0; i < goodbyes.size(); i += 2) {
         CHECK(has(goodbyes[i], "preDisconnect"));

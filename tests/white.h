@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: MIT
 // Extendible WebSocket Server
 
-// What the white-box tests share: server.cpp itself, whose parts they reach because it is
-// included here; buffers that the address sanitizer guards, bytes written as hexadecimal
-// digits, chance that is the same each time, and a look at the heap.
+// What the white-box tests share: server.cpp itself, included here so that the tests reach its
+// parts; buffers that the address sanitizer guards; bytes written as hexadecimal digits; random
+// numbers that are the same in each run; and counts of the memory that is allocated.
 
 #ifndef WS_TESTS_WHITE_H
 #define WS_TESTS_WHITE_H
@@ -20,18 +20,35 @@
 #include <string_view>
 #include <vector>
 
-// server.cpp keeps its parts in an anonymous namespace. Here it is included, and its
-// structures have members from there, which only matters if two files include it.
+#include <netdb.h>
+
+// The addresses that the server's next name lookup finds, if a test sets them.
+inline addrinfo *addressesFound = nullptr;
+
+inline int lookUp(const char *host, const char *port, const addrinfo *hints, addrinfo **list) {
+    if (addressesFound == nullptr) return ::getaddrinfo(host, port, hints, list);
+    *list = addressesFound;
+    return 0;
+}
+
+inline void freeFound(addrinfo *list) {
+    if (list != addressesFound) ::freeaddrinfo(list);
+}
+
+// server.cpp keeps its parts in an anonymous namespace, and its structures have members from
+// there. That would only matter if two files of a program included it.
 #if defined(__GNUC__) && !defined(__clang__)
 #pragma GCC diagnostic ignored "-Wsubobject-linkage"
 #endif
 
+#define getaddrinfo lookUp
+#define freeaddrinfo freeFound
 #include "../server.cpp"
+#undef getaddrinfo
+#undef freeaddrinfo
 
-const std::size_t kSpareBytes = WSBaseConfig().spareBytes;
-
-// Bytes on the heap, in a buffer of exactly their size: one byte further is a report of
-// the address sanitizer.
+// Bytes on the heap, in a buffer of exactly their size: the address sanitizer reports a read or
+// write one byte behind it.
 class Exact {
   public:
     explicit Exact(std::string_view bytes) : size_(bytes.size()), bytes_(new char[size_]) {
@@ -48,9 +65,12 @@ class Exact {
 
 // The header of a frame as a server sends it.
 inline std::string encodedHeader(Opcode opcode, std::uint64_t length) {
-    const Exact header(std::string(frameHeaderSize(length), '\0'));
-    CHECK(encodeFrameHeader(header.data(), opcode, length) == header.data() + header.size());
-    return std::string(header.view());
+    const Exact header(std::string(kMaxFrameHeader, '\x55'));
+    const std::size_t size = encodeFrameHeader(header.data(), opcode, length);
+    REQUIRE(size <= header.size());
+    const std::string_view behind = header.view().substr(size);
+    CHECK(behind.find_first_not_of('\x55') == behind.npos);  // nothing more is written
+    return std::string(header.view().substr(0, size));
 }
 
 // "81 85 37fa213d" as bytes.
@@ -79,7 +99,7 @@ inline std::string toHex(std::string_view bytes) {
     return digits;
 }
 
-// Chance, the same in each run.
+// Random numbers, the same in each run.
 class Chance {
   public:
     // One of 0 … `end` - 1.
@@ -97,11 +117,11 @@ class Chance {
     std::mt19937 generator_{6455};
 };
 
-// The bytes that are allocated now, and the most that were since the last reset().
+// How many bytes are allocated now, and the most that have been since the last reset().
 class Heap {
   public:
     static void reset();
-    static long held() { return held_; }  // since reset(); less than 0 if more was freed
+    static long held() { return held_; }  // negative if more was freed than allocated
     static long most() { return most_; }
 
     static void grow(std::size_t size) {
@@ -114,9 +134,9 @@ class Heap {
     static inline long held_ = 0, most_ = 0;
 };
 
-#if defined(__SANITIZE_ADDRESS__)  // g++'s way to say it
+#if defined(__SANITIZE_ADDRESS__)  // g++
 #define WS_ADDRESS_SANITIZER
-#elif defined(__has_feature)  // clang's
+#elif defined(__has_feature)  // clang
 #if __has_feature(address_sanitizer)
 #define WS_ADDRESS_SANITIZER
 #endif
@@ -124,7 +144,7 @@ class Heap {
 
 #ifdef WS_ADDRESS_SANITIZER
 
-// The address sanitizer's, by hand: not every system has its header.
+// Declared by hand, because not every system has the sanitizer's header.
 extern "C" {
 int __sanitizer_install_malloc_and_free_hooks(void (*allocated)(const volatile void *, std::size_t),
                                               void (*freed)(const volatile void *));
@@ -143,8 +163,8 @@ inline void Heap::reset() {
 
 #else
 
-// Without it (for valgrind, for the coverage) `new` and `delete` are ours, and count. Only one
-// file of a program may include this.
+// Without the sanitizer (under valgrind, for the coverage), our own `new` and `delete` count.
+// Only one file of a program may include this.
 #ifdef __APPLE__
 #include <malloc/malloc.h>
 inline std::size_t sizeOfBlock(void *block) { return malloc_size(block); }
@@ -162,7 +182,8 @@ void *operator new(std::size_t size) {
     return block;
 }
 
-void operator delete(void *block) noexcept {
+// Not inline, or g++ would warn that free() does not match `new`.
+[[gnu::noinline]] void operator delete(void *block) noexcept {
     if (block != nullptr) Heap::shrink(sizeOfBlock(block));
     std::free(block);
 }

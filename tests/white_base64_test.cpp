@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 // Extendible WebSocket Server
 
-// base64 (section 15): the vectors of RFC 4648 10, both ways, and what is none.
+// base64 (section 15): the vectors of RFC 4648 10, both ways, and texts that are not base64.
 
 #include "white.h"
 
@@ -40,7 +40,7 @@ TEST_CASE("all digits, in the order of RFC 4648 4") {
     CHECK(decoded(text) == bytes);
 }
 
-TEST_CASE("what is encoded can be decoded, whatever its length and its bytes") {
+TEST_CASE("what was encoded can be decoded, whatever its length and its bytes") {
     Chance chance;
     for (std::size_t size = 0; size <= 70; ++size) {
         std::string bytes;
@@ -49,18 +49,18 @@ TEST_CASE("what is encoded can be decoded, whatever its length and its bytes") {
         const std::string text = encoded(bytes);
         CHECK(text.size() == (size + 2) / 3 * 4);
         CHECK(decoded(text) == bytes);
-        for (std::size_t cut = 0; cut < text.size(); ++cut)  // no prefix is taken for the whole
+        for (std::size_t cut = 0; cut < text.size(); ++cut)  // whole groups only
             CHECK(decoded(text.substr(0, cut)).has_value() == (cut % 4 == 0));
     }
 }
 
-TEST_CASE("what is no base64 decodes to nothing") {
+TEST_CASE("texts that are not base64 are refused") {
     const std::pair<std::string, const char *> rows[] = {
         {"one digit alone", "Z"},
         {"two digits without their padding", "Zg"},
         {"three digits without their padding", "Zm8"},
-        {"padding that is one short", "Zg="},
-        {"padding that is one too many", "Zm8=="},
+        {"one mark of padding too few", "Zg="},
+        {"one mark of padding too many", "Zm8=="},
         {"three marks of padding", "Z==="},
         {"nothing but padding", "===="},
         {"padding in front", "=Zm8"},
@@ -80,7 +80,7 @@ TEST_CASE("what is no base64 decodes to nothing") {
     }
 }
 
-TEST_CASE("of 256 bytes, 64 are digits, wherever they stand") {
+TEST_CASE("64 of the 256 bytes are digits, wherever they stand") {
     constexpr std::string_view kAlphabet =
         "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
     for (int byte = 0; byte < 256; ++byte) {
@@ -96,7 +96,7 @@ TEST_CASE("of 256 bytes, 64 are digits, wherever they stand") {
     }
 }
 
-TEST_CASE("bits left over at the end may be anything (RFC 4648 3.5)") {
+TEST_CASE("bits that are left over at the end may be anything (RFC 4648 3.5)") {
     CHECK(decoded("Zh==") == "f");
     CHECK(decoded("Z/==") == "g");
     CHECK(decoded("Zm9=") == "fo");

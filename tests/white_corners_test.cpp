@@ -1,144 +1,192 @@
 // SPDX-License-Identifier: MIT
 // Extendible WebSocket Server
 
-// Corners that no peer leads to easily: small functions of the loop and of the handshake,
-// called directly.
+// Corners that no peer reaches easily: functions of the loop and of the handshake, called
+// directly, and the memory that the loop uses again.
 
 #include "white.h"
 
 namespace {
 
 struct Quiet : WebSocketServer<> {
-    void process(WSBaseUser &, WSMessage &) override {}
+    void process(WSBaseUser &, WSMessage &msg) override {
+        where = msg.payload().data();
+        if (keeps) kept.push_back(msg);
+    }
     void console(WSLevel, std::string_view) override {}
+
+    bool keeps = false;
+    const char *where = nullptr;  // the last payload was there
+    std::vector<WSMessage> kept;
 };
 
-// The frame of a masked binary message, of zeros.
-std::string binaryFrame(std::size_t size) {
-    std::string frame = encodedHeader(Opcode::binary, size);
-    frame[1] = static_cast<char>(frame[1] | 0x80);
-    return frame + std::string(4 + size, '\0');
-}
-
-constexpr std::string_view kUpgrade =
-    "GET / HTTP/1.1\r\nHost: a\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
-    "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\r\n";
-
-// Writes it all, and has the loop read it.
-void say(WSLoop &loop, int fd, std::string_view bytes) {
-    while (!bytes.empty()) {
-        const ssize_t size = ::write(fd, bytes.data(), bytes.size());
-        REQUIRE((size > 0 || wouldBlock(errno)));
-        bytes.remove_prefix(static_cast<std::size_t>(std::max<ssize_t>(size, 0)));
-        loop.turn(std::chrono::milliseconds(0));
+// A loop with one user, at the other end of a pair of sockets.
+struct Pair {
+    Pair() {
+        config.debug = false;
+        std::array<int, 2> both{};
+        REQUIRE(::socketpair(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK, 0, both.data()) == 0);
+        peer.emplace(both[1]);
+        loop.add(Descriptor(both[0]), {});
+        send(
+            "GET / HTTP/1.1\r\nHost: a\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+            "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\r\n");
+        REQUIRE(loop.userCount_ == 1);
     }
-}
+
+    void turn() { loop.turn(std::chrono::milliseconds(0)); }
+
+    // Writes it all, and lets the loop read it.
+    void send(std::string_view bytes) {
+        while (!bytes.empty()) {
+            const ssize_t size = ::write(*peer, bytes.data(), bytes.size());
+            REQUIRE((size > 0 || WSLoop::wouldBlock(errno)));
+            bytes.remove_prefix(static_cast<std::size_t>(std::max<ssize_t>(size, 0)));
+            turn();
+        }
+        for (int i = 0; i < 3; ++i) turn();  // what has not been read yet
+    }
+
+    // Sends the frame of a masked binary message, of zeros.
+    void sendBinary(std::size_t size) {
+        std::string frame = encodedHeader(Opcode::binary, size);
+        frame[1] = static_cast<char>(frame[1] | 0x80);
+        send(frame + std::string(4 + size, '\0'));
+    }
+
+    // Lets the clocks be read now: they are not due for a second.
+    void readClocks() {
+        loop.nextClocks_ = 0;
+        turn();
+    }
+
+    WSConnection &connection() { return *loop.connections_.at(0); }
+
+    Quiet server;
+    WSBaseConfig config;
+    WSLoop loop{server, config};
+    std::optional<Descriptor> peer;
+};
 
 }  // namespace
 
-TEST_CASE("spare buffers are kept up to a number, the others freed") {
-    std::vector<std::unique_ptr<Outbox>> spare;
-    spare.reserve(1);
-    for (int i = 0; i < 2; ++i) {
-        auto buffer = std::make_unique<Outbox>();
-        giveBack(spare, buffer);
-        CHECK(buffer == nullptr);
-        CHECK(spare.size() == 1);
+TEST_CASE("the memory of the last message serves for the next one, unless a hook kept it") {
+    for (const bool keeps : {false, true}) {
+        CAPTURE(keeps);
+        Pair pair;
+        pair.server.keeps = keeps;
+        pair.sendBinary(400'000);
+        const char *const first = pair.server.where;
+        pair.sendBinary(300'000);
+        CHECK((pair.server.where == first) == !keeps);
+        REQUIRE(pair.server.kept.size() == (keeps ? 2 : 0));
+        if (keeps) CHECK(pair.server.kept[0].payload() == std::string(400'000, '\0'));
     }
 }
 
-TEST_CASE("a message that comes after our Close leaves nothing in a spare reader") {
-    Quiet server;
-    WSBaseConfig config;
-    config.debug = false;
-    WSLoop loop(server, config);
-    std::array<int, 2> ends{};
-    REQUIRE(::socketpair(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK, 0, ends.data()) == 0);
-    loop.add(ends[0], {});
-    say(loop, ends[1], kUpgrade);
-    REQUIRE(loop.userCount_ == 1);
-    loop.disconnect(*loop.connections_[0]->user, 1000, "");
-
-    const std::string frame = binaryFrame(10'000);
-    say(loop, ends[1], std::string_view(frame).substr(0, 5000));
-    say(loop, ends[1], std::string_view(frame).substr(5000));
-    REQUIRE(loop.spareReaders_.size() == 1);
-    CHECK(loop.spareReaders_[0]->take() == nullptr);
-    ::close(ends[1]);
-}
-
-TEST_CASE("large payloads are kept for a second, and not after the last connection") {
+TEST_CASE("the memory of messages is freed after a second, or with the last connection") {
     for (const bool leaves : {true, false}) {
         CAPTURE(leaves);
-        Quiet server;
-        WSBaseConfig config;
-        config.debug = false;
-        WSLoop loop(server, config);
-        std::array<int, 2> ends{};
-        REQUIRE(::socketpair(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK, 0, ends.data()) == 0);
-        loop.add(ends[0], {});
-        say(loop, ends[1], kUpgrade);
-        loop.nextClocks_ = loop.now_ + 1000;
-        const std::string two = binaryFrame(900'000) + binaryFrame(400'000);
-        while (!loop.body_ || loop.body_->payload->size() != 400'000) say(loop, ends[1], two);
-        Payload spare = loop.sparePayloads_.take(900'000);
-        REQUIRE(spare != nullptr);
-        loop.sparePayloads_.giveBack(std::move(spare));
+        Pair pair;
+        pair.loop.nextClocks_ = WSLoop::kNever;
+        pair.sendBinary(400'000);
+        REQUIRE(pair.loop.body_ != nullptr);
+        CHECK(pair.loop.body_->payload->capacity() >= 400'000);
 
-        if (leaves) ::close(ends[1]);
-        else loop.nextClocks_ = 0;
-        for (int i = 0; i < 3; ++i) loop.turn(std::chrono::milliseconds(0));
-        CHECK(loop.connections_.empty() == leaves);
-        CHECK(loop.sparePayloads_.take(900'000) == nullptr);
-        CHECK(loop.body_ == nullptr);
-        if (!leaves) ::close(ends[1]);
+        if (leaves) {
+            pair.peer.reset();
+            for (int i = 0; i < 3; ++i) pair.turn();
+        } else {
+            pair.readClocks();
+        }
+        CHECK(pair.loop.connections_.empty() == leaves);
+        CHECK(pair.loop.body_ == nullptr);
     }
 }
 
-TEST_CASE("what a terminal might obey is replaced, in UTF-8 and in what is none") {
-    CHECK(printable("a\x1B[2J\x7F") == "a?[2J?");
-    CHECK(printable("\u00A3 \u0085 \u009B \u20AC") == "\u00A3 ?\? ?\? \u20AC");
-    CHECK(printable("\xE4\xF6\x9B!") == "?\?\?!");
+TEST_CASE("a message that comes after the server's Close is ignored, and its memory freed") {
+    Pair pair;
+    pair.loop.disconnect(*pair.connection().user, 1000, "");
+    pair.sendBinary(10'000);
+    CHECK(pair.server.where == nullptr);
+    CHECK(pair.connection().state == WSConnection::State::closing);
+    pair.readClocks();
+    CHECK(pair.connection().reader.message == nullptr);
 }
 
-TEST_CASE("a connection without a user is known by its address") {
-    WSConnection c;
-    c.arrival->address = "127.0.0.1";
-    CHECK(nameOf(c) == "127.0.0.1");
-    c.arrival.reset();
-    CHECK(nameOf(c) == "somebody who has left");
+TEST_CASE("a connection that is idle has no memory for what it sends and receives") {
+    Pair pair;
+    pair.server.sendToUser(*pair.connection().user, WSMessage(std::string(3000, 'x')));
+    pair.sendBinary(3000);
+    WSConnection &c = pair.connection();
+    REQUIRE(c.queued() == 0);
+    pair.readClocks();
+    Heap::reset();
+    c.outbox = Outbox();
+    c.reader.message = nullptr;
+    std::string().swap(c.kept);
+    const long held = Heap::held();
+    CHECK(held == 0);
 }
 
-TEST_CASE("who has no IP address comes by a Unix socket, some systems say no more of it") {
-    CHECK(numericAddress(sockaddr_storage{}) == "unix");
+TEST_CASE("log lines have no byte that a terminal could obey, be they UTF-8 or not") {
+    CHECK(WSLoop::printable("a\x1B[2J\x7F") == "a?[2J?");
+    CHECK(WSLoop::printable("\u00A3 \u0085 \u009B \u20AC") == "\u00A3 ?\? ?\? \u20AC");
+    CHECK(WSLoop::printable("\xE4\xF6\x9B!") == "?\?\?!");
 }
 
-TEST_CASE("a signal that no server wants any more is ignored") { onSignal(SIGUSR2); }
+TEST_CASE("a connection without a user is named by its address") {
+    WSConnection c(Descriptor(-1));
+    c.address = "127.0.0.1";
+    CHECK(WSLoop::nameOf(c) == "127.0.0.1");
+}
+
+TEST_CASE("addresses of peers") {
+    const std::pair<const char *, const char *> rows[] = {{"192.0.2.1", "192.0.2.1"},
+                                                          {"::1", "::1"},
+                                                          {"2001:DB8:0::1", "2001:db8::1"},
+                                                          {"::ffff:192.0.2.1", "192.0.2.1"}};
+    for (const auto &[text, address] : rows) {
+        sockaddr_storage peer{};
+        auto &four = reinterpret_cast<sockaddr_in &>(peer);
+        auto &six = reinterpret_cast<sockaddr_in6 &>(peer);
+        const bool isFour = ::inet_pton(AF_INET, text, &four.sin_addr) == 1;
+        if (!isFour) REQUIRE(::inet_pton(AF_INET6, text, &six.sin6_addr) == 1);
+        peer.ss_family = isFour ? AF_INET : AF_INET6;
+        CHECK(WSLoop::numericAddress(peer) == address);
+    }
+    // Some systems leave the address of a peer at a Unix socket empty.
+    CHECK(WSLoop::numericAddress(sockaddr_storage{}) == "unix");
+}
+
+TEST_CASE("a signal that no server wants any more is ignored") { WSLoop::onSignal(SIGUSR2); }
 
 TEST_CASE("an address that a name resolves to twice is listened on once") {
-    std::array<sockaddr_in, 3> places{};
-    std::array<addrinfo, 3> list{};
+    std::array<sockaddr_in, 4> places{};
+    std::array<addrinfo, 4> list{};
     for (std::size_t i = 0; i < list.size(); ++i) {
         places[i].sin_family = AF_INET;
         places[i].sin_addr.s_addr = htonl(i == 1 ? 0x7F000002 : INADDR_LOOPBACK);
-        list[i].ai_family = AF_INET;
-        list[i].ai_socktype = SOCK_STREAM;
         list[i].ai_addr = reinterpret_cast<sockaddr *>(&places[i]);
         list[i].ai_addrlen = sizeof places[i];
+        if (i > 0) list[i - 1].ai_next = &list[i];
     }
-    list[0].ai_next = &list[1];
-    list[1].ai_next = &list[2];
-    CHECK_FALSE(isRepeated(&list[0], &list[1]));
-    CHECK(isRepeated(&list[0], &list[2]));
-
-    // Only 127.0.0.1, twice; and between them a kind of address that the system does not know.
-    list[1].ai_family = AF_MAX - 1;
+    places[2].sin_family = AF_MAX - 1;  // a kind of address that the system does not know
     Quiet server;
     WSBaseConfig config;
     config.port = 0;
+    config.debug = false;
+    config.address = "twice.example";
     WSLoop loop(server, config);
-    CHECK(loop.openListenersOf(list.data()) == 0);
-    CHECK(loop.firstConnection_ == 2);
+    addressesFound = list.data();
+    CHECK(loop.resolve().size() == 3);
+
+    // 127.0.0.2 is not an address of every system, so only the other one is listened on.
+    list[0].ai_next = &list[2];
+    loop.listen();
+    CHECK(loop.listeners_.size() == 1);
+    CHECK(loop.port_ != 0);
+    addressesFound = nullptr;
 }
 
 TEST_CASE("corners of texts: escapes, targets, schemes") {

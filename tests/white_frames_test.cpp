@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: MIT
 // Extendible WebSocket Server
 
-// Frames (section 11): headers byte by byte, the examples of RFC 6455 5.7, every opcode,
-// reserved bit and border of a length, and unmasking against the formula of 5.3.
+// Frames (section 11): headers byte by byte, the examples of RFC 6455 5.7, every opcode and
+// reserved bit, lengths at their limits, and unmasking compared with the formula of 5.3.
 
 #include "white.h"
 
@@ -10,7 +10,7 @@ namespace {
 
 struct Parsed {
     Progress progress;
-    std::size_t at = 0;  // with this many bytes the answer came
+    std::size_t at = 0;  // how many bytes it took to get the answer
     FrameHeader header;
 };
 
@@ -18,13 +18,14 @@ Progress parseExact(std::string_view bytes, FrameHeader &header) {
     return parseFrameHeader(Exact(bytes).view(), header);
 }
 
-// Gives one byte more each time, as long as more is needed. Given at once, with whatever
-// follows, the answer must be the same.
+// Parses ever longer beginnings, until there is an answer. All bytes at once, with whatever
+// follows, must give the same one.
 Parsed parseGrowing(const std::string &bytes) {
     Parsed parsed;
     for (parsed.at = 0; parsed.at <= bytes.size(); ++parsed.at) {
         parsed.progress = parseExact(bytes.substr(0, parsed.at), parsed.header);
         if (parsed.progress.answer != Progress::needMore) break;
+        CHECK(parsed.progress.used == 0);  // all of them are to be given again
     }
     if (parsed.progress.answer == Progress::needMore) return parsed;
     for (const char *behind :
@@ -71,18 +72,18 @@ TEST_CASE("the examples of RFC 6455 5.7 that a client sends") {
         CHECK(parsed.header.opcode == row.opcode);
         REQUIRE(parsed.header.length == bytes.size() - 6);
         const Exact payload(bytes.substr(6));
-        unmask(payload.data(), payload.size(), parsed.header.maskingKey, 0);
+        unmask(payload.data(), payload.data(), payload.size(), parsed.header.maskingKey, 0);
         CHECK(payload.view() == row.payload);
     }
 }
 
-TEST_CASE("the examples of RFC 6455 5.7 that a server sends: it encodes them, and takes none") {
+TEST_CASE("the examples of RFC 6455 5.7 that a server sends are encoded, and refused as input") {
     struct Row {
         std::string label;
         const char *hex;  // of the header
         Opcode opcode;
         std::uint64_t length;
-        bool encoded;  // ours never fragments
+        bool encoded;  // the server never fragments
     };
     const Row rows[] = {
         {"a single-frame unmasked text message", "8105", Opcode::text, 5, true},
@@ -103,7 +104,7 @@ TEST_CASE("the examples of RFC 6455 5.7 that a server sends: it encodes them, an
     }
 }
 
-TEST_CASE("each first byte there is: reserved bits, opcodes, fragmented control frames") {
+TEST_CASE("all 256 first bytes: reserved bits, opcodes, fragmented control frames") {
     for (unsigned first = 0; first < 256; ++first) {
         CAPTURE(first);
         const unsigned opcode = first & 0x0F;
@@ -121,7 +122,7 @@ TEST_CASE("each first byte there is: reserved bits, opcodes, fragmented control 
     }
 }
 
-TEST_CASE("each second byte there is, of a text and of a control frame") {
+TEST_CASE("all 256 second bytes, of a data frame and of each control frame") {
     for (const unsigned first : {0x82u, 0x88u, 0x89u, 0x8Au})
         for (unsigned second = 0; second < 256; ++second) {
             CAPTURE(first);
@@ -135,7 +136,7 @@ TEST_CASE("each second byte there is, of a text and of a control frame") {
         }
 }
 
-TEST_CASE("each rule of 5.1, 5.2 and 5.5 that is broken, at the first byte that breaks it") {
+TEST_CASE("a frame is refused at the first byte that breaks a rule of 5.1, 5.2, 5.4 or 5.5") {
     struct Row {
         std::string label;
         const char *hex;
@@ -148,35 +149,37 @@ TEST_CASE("each rule of 5.1, 5.2 and 5.5 that is broken, at the first byte that 
          "c185 37fa213d", 1, "a reserved bit is set"},
         {"RSV2 alone", "a185 37fa213d", 1, "a reserved bit is set"},
         {"RSV3 alone", "9185 37fa213d", 1, "a reserved bit is set"},
-        {"all three", "f185 37fa213d", 1, "a reserved bit is set"},
-        {"a reserved bit of a control frame", "c980 37fa213d", 1, "a reserved bit is set"},
-        {"the first reserved opcode of data", "8385 37fa213d", 1, "the opcode is reserved"},
-        {"the last reserved opcode of data", "8785 37fa213d", 1, "the opcode is reserved"},
-        {"the first reserved opcode of control", "8b80 37fa213d", 1, "the opcode is reserved"},
-        {"the last reserved opcode of control", "8f80 37fa213d", 1, "the opcode is reserved"},
+        {"all three reserved bits", "f185 37fa213d", 1, "a reserved bit is set"},
+        {"a reserved bit in a control frame", "c980 37fa213d", 1, "a reserved bit is set"},
+        {"the first reserved opcode of data frames", "8385 37fa213d", 1, "the opcode is reserved"},
+        {"the last reserved opcode of data frames", "8785 37fa213d", 1, "the opcode is reserved"},
+        {"the first reserved opcode of control frames",
+         "8b80 37fa213d", 1, "the opcode is reserved"},
+        {"the last reserved opcode of control frames",
+         "8f80 37fa213d", 1, "the opcode is reserved"},
         {"a fragmented Ping", "0980 37fa213d", 1, "a control frame is fragmented"},
         {"a fragmented Close", "0880 37fa213d", 1, "a control frame is fragmented"},
-        {"text without mask", "8105 48656c6c6f", 2, "a frame is not masked"},
-        {"an empty frame without mask", "8100", 2, "a frame is not masked"},
-        {"a Close without mask", "8800", 2, "a frame is not masked"},
+        {"a text that is not masked", "8105 48656c6c6f", 2, "a frame is not masked"},
+        {"an empty frame that is not masked", "8100", 2, "a frame is not masked"},
+        {"a Close that is not masked", "8800", 2, "a frame is not masked"},
         {"a Ping of 126 bytes", "89fe 007e 37fa213d", 2, "a control frame is too long"},
         {"a Ping with a length of 64 bits",
          "89ff 0000000000010000 37fa213d", 2, "a control frame is too long"},
-        {"a Pong whose short length is written long",
+        {"a Pong of 5 bytes with a length of 16 bits",
          "8afe 0005 37fa213d", 2, "a control frame is too long"},
         {"0 in 16 bits", "82fe 0000 37fa213d", 4, "the length is not minimal"},
         {"125 in 16 bits", "82fe 007d 37fa213d", 4, "the length is not minimal"},
-        {"0 in 64 bits: six bytes of zero tell it",
+        {"0 in 64 bits: six zero bytes show it",
          "82ff 0000000000000000 37fa213d", 8, "the length is not minimal"},
-        {"125 in 64 bits: six bytes of zero tell it",
+        {"125 in 64 bits: six zero bytes show it",
          "82ff 000000000000007d 37fa213d", 8, "the length is not minimal"},
-        {"126 in 64 bits: six bytes of zero tell it",
+        {"126 in 64 bits: six zero bytes show it",
          "82ff 000000000000007e 37fa213d", 8, "the length is not minimal"},
-        {"65535 in 64 bits: six bytes of zero tell it",
+        {"65535 in 64 bits: six zero bytes show it",
          "82ff 000000000000ffff 37fa213d", 8, "the length is not minimal"},
-        {"2^63: the first byte of the length tells it",
+        {"2^63: the first byte of the length shows it",
          "82ff 8000000000000000 37fa213d", 3, "the length is not minimal"},
-        {"2^64 - 1: the first byte of the length tells it",
+        {"2^64 - 1: the first byte of the length shows it",
          "82ff ffffffffffffffff 37fa213d", 3, "the length is not minimal"},
         // clang-format on
     };
@@ -190,7 +193,7 @@ TEST_CASE("each rule of 5.1, 5.2 and 5.5 that is broken, at the first byte that 
     }
 }
 
-TEST_CASE("lengths at their borders, as clients write them and as we do") {
+TEST_CASE("lengths at their limits, as clients write them and as the server does") {
     struct Row {
         std::uint64_t length;
         int bytes;  // of the extended length
@@ -223,13 +226,13 @@ TEST_CASE("lengths at their borders, as clients write them and as we do") {
 
         const std::string ours = encodedHeader(Opcode::binary, row.length);
         std::string expected = headerOf(0x82, row.length, row.bytes);
-        expected.resize(expected.size() - 4);                 // no masking key,
-        expected[1] = static_cast<char>(expected[1] & 0x7F);  // and no bit that says so
+        expected.resize(expected.size() - 4);  // a server's frames have no masking key
+        expected[1] = static_cast<char>(expected[1] & 0x7F);
         CHECK(toHex(ours) == toHex(expected));
     }
 }
 
-TEST_CASE("every length of up to 16 bits: what we encode is what we parse") {
+TEST_CASE("a length that was encoded is parsed as the same one") {
     for (std::uint64_t length = 0; length <= 66000; length += length < 300 ? 1 : 97) {
         std::string bytes = encodedHeader(Opcode::text, length);
         bytes[1] = static_cast<char>(bytes[1] | 0x80);
@@ -239,23 +242,26 @@ TEST_CASE("every length of up to 16 bits: what we encode is what we parse") {
     }
 }
 
-TEST_CASE("a payload is unmasked as 5.3 has it, from any offset and at any address") {
+TEST_CASE("a payload is unmasked as 5.3 defines it, in place or elsewhere, at any address") {
     Chance chance;
     const std::array<unsigned char, 4> key{0x37, 0xfa, 0x21, 0x80};
     const std::uint64_t bases[] = {0, std::uint64_t{1} << 32, (std::uint64_t{1} << 63) - 8};
     for (const std::uint64_t base : bases)
         for (std::uint64_t offset = base; offset < base + 8; ++offset)
-            for (std::size_t size = 0; size <= 40; ++size) {
-                const std::size_t shift = chance.below(8);
+            for (std::size_t size = 0; size <= 80; ++size) {
                 std::string before, after;
-                for (std::size_t i = 0; i < shift + size; ++i) {
+                for (std::size_t i = 0; i < size; ++i) {
                     before += static_cast<char>(chance.below(256));
-                    const bool masked = i >= shift;
-                    const unsigned k = masked ? key[(offset + i - shift) % 4] : 0;
-                    after += static_cast<char>(before.back() ^ static_cast<char>(k));
+                    after +=
+                        static_cast<char>(before[i] ^ static_cast<char>(key[(offset + i) % 4]));
                 }
-                const Exact bytes(before);
-                unmask(bytes.data() + shift, size, key, offset);
-                if (bytes.view() != after) FAIL(size << " bytes from " << offset);
+                // Each buffer ends with the payload. What stands before it stays as it is.
+                const std::string front(chance.below(8), '<'), elsewhere(chance.below(8), '>');
+                const Exact from(front + before), to(elsewhere + std::string(size, '?'));
+                char *const place = from.data() + front.size();
+                unmask(place, to.data() + elsewhere.size(), size, key, offset);
+                const bool fine = to.view() == elsewhere + after && from.view() == front + before;
+                unmask(place, place, size, key, offset);
+                if (!fine || from.view() != front + after) FAIL(size << " bytes from " << offset);
             }
 }

@@ -1,14 +1,14 @@
 // SPDX-License-Identifier: MIT
 // Extendible WebSocket Server
 
-// HTTP (section 10): heads that are in order and heads that somebody made up, what an
-// opening handshake needs, origins that try to look like another, and responses.
+// HTTP (section 10): valid heads and malformed ones, what an opening handshake needs, origins that
+// imitate another, the clients of proxies, and responses.
 
 #include "white.h"
 
 namespace {
 
-// The smallest request there is, and the handshake of RFC 6455 1.2.
+// The smallest request, and the handshake of RFC 6455 1.2.
 const std::string kPlain = "GET / HTTP/1.1\r\nHost: example.com\r\n\r\n";
 const std::string kHandshake =
     "GET /chat HTTP/1.1\r\n"
@@ -37,8 +37,8 @@ struct Head {
     RequestHead parsed;
 };
 
-// Parses a head that grows by `step` bytes each time. Gives the size at which the answer
-// came, in `at`.
+// Parses a head that grows by `step` bytes each time. `at` becomes the size at which the answer
+// is known.
 Progress parseGrowing(const std::string &text, std::size_t step, std::size_t &at) {
     std::size_t seen = 0;
     for (;;) {
@@ -56,7 +56,7 @@ void checkHead(const std::string &text, Progress::Answer answer) {
     const std::string more = "GET /more HTTP/1.1\r\n\r\n";
     std::size_t at = 0;
     CHECK(parseGrowing(text, text.size(), at).answer == answer);
-    if (parseGrowing(text, text.size(), at).answer != answer) return;  // once is enough
+    if (parseGrowing(text, text.size(), at).answer != answer) return;  // one complaint is enough
     for (std::size_t step = 1; step <= text.size(); ++step) {
         const Progress progress = parseGrowing(text, step, at);
         CHECK(progress.answer == answer);
@@ -105,15 +105,6 @@ std::string list(std::string_view text, char separator) {
     return joined;
 }
 
-// The same from the right, and put in order again.
-std::string fromRight(std::string_view text, char separator) {
-    std::string joined;
-    const Exact exact(text);
-    for (const std::string_view element : splitFromRight(exact.view(), separator))
-        joined.insert(0, std::string(element) + '|');
-    return joined;
-}
-
 }  // namespace
 
 // --- heads ---
@@ -133,17 +124,17 @@ TEST_CASE("the handshake of RFC 6455 1.2") {
     CHECK(chooseProtocol({"superchat", "chat"}, offered) == "superchat");
 }
 
-TEST_CASE("heads that are in order") {
+TEST_CASE("valid heads") {
     const std::pair<std::string, std::string> rows[] = {
         // clang-format off
-        {"the smallest of a plain GET", kPlain},
+        {"the smallest plain GET", kPlain},
         {"the handshake of RFC 6455 1.2", kHandshake},
-        {"no header at all: whether Host is there is asked later", "GET / HTTP/1.1\r\n\r\n"},
-        {"another method is a well-formed one", requestLine("DELETE /x HTTP/1.1")},
+        {"no header at all: Host is checked later", "GET / HTTP/1.1\r\n\r\n"},
+        {"another method", requestLine("DELETE /x HTTP/1.1")},
         {"a method is any token", requestLine("M-SEARCH / HTTP/1.1")},
         {"HTTP/1.2 is read as 1.1 (RFC 9110 2.5)", requestLine("GET / HTTP/1.2")},
         {"HTTP/1.9 as well", requestLine("GET / HTTP/1.9")},
-        {"a path of all that may be in one",
+        {"a path of all characters that it may have",
          requestLine("GET /a-._~!$&'()*+,;=:@%20/b?c=/?d HTTP/1.1")},
         {"an absolute target (RFC 9112 3.2.2)",
          requestLine("GET http://example.com/chat HTTP/1.1")},
@@ -154,7 +145,7 @@ TEST_CASE("heads that are in order") {
         {"a value with a tab inside", withField("X: a\tb")},
         {"a value with colons", withField("X: a:b::c")},
         {"obs-text in a value (RFC 9110 5.5)", withField("X: Gr\xFC\xDF\x80\xFF")},
-        {"each mark that a name may have", withField("!#$%&'*+-.^_`|~aZ09: y")},
+        {"all marks that a name may have", withField("!#$%&'*+-.^_`|~aZ09: y")},
         // clang-format on
     };
     for (const auto &[label, text] : rows) {
@@ -166,20 +157,20 @@ TEST_CASE("heads that are in order") {
     }
 }
 
-TEST_CASE("heads that are refused") {
+TEST_CASE("malformed heads") {
     using namespace std::string_literals;
     const std::pair<std::string, std::string> rows[] = {
         // clang-format off
         {"lines that end with LF (RFC 9112 2.2)", "GET / HTTP/1.1\nHost: x\n\n"},
-        {"one line that ends with LF", "GET / HTTP/1.1\r\nHost: x\nX: y\r\n\r\n"},
-        {"an empty line that is a LF", "GET / HTTP/1.1\r\nHost: x\r\n\n"},
-        {"a CR alone in a value", withField("X: a\rb")},
-        {"a CR alone at the end of a line", "GET / HTTP/1.1\rHost: x\r\n\r\n"},
+        {"a line that ends with LF", "GET / HTTP/1.1\r\nHost: x\nX: y\r\n\r\n"},
+        {"an empty line that ends with LF", "GET / HTTP/1.1\r\nHost: x\r\n\n"},
+        {"a lone CR in a value", withField("X: a\rb")},
+        {"a lone CR at the end of a line", "GET / HTTP/1.1\rHost: x\r\n\r\n"},
         {"two CR before a LF", withField("X: a\r")},
         {"a CR in front of everything", "\r" + kPlain},
         {"a LF in front of everything", "\n" + kPlain},
         {"an empty line first", "\r\n" + kPlain},
-        {"nothing but an empty line", "\r\n\r\n"},
+        {"only an empty line", "\r\n\r\n"},
         {"NUL in a value", withField("X: a\0b"s)},
         {"NUL in a name", withField("X\0: b"s)},
         {"NUL in the target", requestLine("GET /\0 HTTP/1.1"s)},
@@ -195,11 +186,11 @@ TEST_CASE("heads that are refused") {
         {"a space inside a name", withField("X Y: z")},
         {"an empty name", withField(": y")},
         {"no colon", withField("X")},
-        {"a name that is no token: brackets", withField("X(y): z")},
-        {"a name that is no token: a quote", withField("\"X\": z")},
-        {"a name that is no token: a slash", withField("X/Y: z")},
-        {"a name that is no token: at", withField("X@Y: z")},
-        {"a name that is no token: not ASCII", withField("\xC3\xA4: z")},
+        {"a name that is not a token: brackets", withField("X(y): z")},
+        {"a name that is not a token: a quote", withField("\"X\": z")},
+        {"a name that is not a token: a slash", withField("X/Y: z")},
+        {"a name that is not a token: an at sign", withField("X@Y: z")},
+        {"a name that is not a token: not ASCII", withField("\xC3\xA4: z")},
         {"HTTP/1.0", requestLine("GET / HTTP/1.0")},
         {"HTTP/0.9, without version", requestLine("GET /")},
         {"HTTP/2.0", requestLine("GET / HTTP/2.0")},
@@ -208,7 +199,7 @@ TEST_CASE("heads that are refused") {
         {"HTTP/1.10", requestLine("GET / HTTP/1.10")},
         {"HTTP/11", requestLine("GET / HTTP/11")},
         {"HTTP/1,1", requestLine("GET / HTTP/1,1")},
-        {"HTTP/1.: the sign behind 9", requestLine("GET / HTTP/1.:")},
+        {"HTTP/1.: (the character behind 9)", requestLine("GET / HTTP/1.:")},
         {"HTTP/01.1", requestLine("GET / HTTP/01.1")},
         {"the version is case-sensitive (RFC 9112 2.3)", requestLine("GET / http/1.1")},
         {"another protocol", requestLine("GET / ICAP/1.1")},
@@ -218,23 +209,23 @@ TEST_CASE("heads that are refused") {
         {"two spaces before the version", requestLine("GET /  HTTP/1.1")},
         {"a space in the target", requestLine("GET /a b HTTP/1.1")},
         {"a space in front of the method", requestLine(" GET / HTTP/1.1")},
-        {"a tab for the first space", requestLine("GET\t/ HTTP/1.1")},
-        {"a tab for the second space", requestLine("GET /\tHTTP/1.1")},
-        {"a tab for both", requestLine("GET\t/\tHTTP/1.1")},
+        {"a tab instead of the first space", requestLine("GET\t/ HTTP/1.1")},
+        {"a tab instead of the second space", requestLine("GET /\tHTTP/1.1")},
+        {"a tab instead of each space", requestLine("GET\t/\tHTTP/1.1")},
         {"a tab in the target", requestLine("GET /\t HTTP/1.1")},
         {"no target", requestLine("GET HTTP/1.1")},
         {"an empty target", requestLine("GET  HTTP/1.1")},
         {"no method", requestLine("/ HTTP/1.1")},
         {"a method alone", requestLine("GET")},
-        {"a method that is no token", requestLine("G@T / HTTP/1.1")},
-        {"nothing but a space", requestLine(" ")},
-        {"the request line is a header", "Host: x\r\n\r\n"},
+        {"a method that is not a token", requestLine("G@T / HTTP/1.1")},
+        {"only a space", requestLine(" ")},
+        {"a header line instead of the request line", "Host: x\r\n\r\n"},
         {"'#' in the target (RFC 6455 3)", requestLine("GET /a#b HTTP/1.1")},
         {"'#' in the query", requestLine("GET /a?b#c HTTP/1.1")},
         {"the target is not ASCII", requestLine("GET /\xC3\xA4 HTTP/1.1")},
         {"an absolute target without host (RFC 9110 4.2.1)",
          requestLine("GET http:///chat HTTP/1.1")},
-        {"the beginning of TLS", "\x16\x03\x01\x02\x01\x01\r\n\r\n"},
+        {"a TLS handshake", "\x16\x03\x01\x02\x01\x01\r\n\r\n"},
         // clang-format on
     };
     for (const auto &[label, text] : rows) {
@@ -244,7 +235,7 @@ TEST_CASE("heads that are refused") {
     }
 }
 
-TEST_CASE("what no head can have is refused at its first byte, before the head is whole") {
+TEST_CASE("bytes that no head can have are refused before the head is whole") {
     struct Row {
         std::string label;
         std::string text;
@@ -257,7 +248,7 @@ TEST_CASE("what no head can have is refused at its first byte, before the head i
         {"NUL", std::string("GET /\0", 6)},
         {"delete", "GET /\x7F"},
         {"unit separator, the last before the space", "GET /\x1F"},
-        {"a TLS client", "\x16"},
+        {"a TLS handshake", "\x16"},
     };
     for (const Row &row : rows) {
         INFO(row.label);
@@ -267,7 +258,7 @@ TEST_CASE("what no head can have is refused at its first byte, before the head i
     }
 }
 
-TEST_CASE("a head holds every byte but the controls, in its values") {
+TEST_CASE("a value may have all bytes but control characters") {
     for (int byte = 0; byte < 256; ++byte) {
         CAPTURE(byte);
         const Exact head(withField(std::string("X: a") + static_cast<char>(byte) + "b"));
@@ -281,7 +272,7 @@ TEST_CASE("a head holds every byte but the controls, in its values") {
     }
 }
 
-TEST_CASE("targets, and what is path and what is query") {
+TEST_CASE("targets, their paths and their queries") {
     struct Row {
         const char *target, *path, *query;
     };
@@ -325,7 +316,7 @@ TEST_CASE("fields keep their order; names ignore case; values of one name are jo
     CHECK(fieldValue(head.parsed, "none").empty());
 }
 
-// --- what every request has to keep ---
+// --- rules for every request ---
 
 namespace {
 
@@ -339,15 +330,15 @@ std::vector<Network> networks(const std::vector<std::string> &texts) {
     return all;
 }
 
-// Who it is by these header lines, if "10.0.0.0/8", "::1" and the Unix sockets are trusted.
-std::string clientBy(const std::string &peer, const std::string &header, const std::string &lines) {
+// The client that these header lines name, if "10.0.0.0/8", "::1" and Unix sockets are trusted.
+std::string clientOf(const std::string &peer, const std::string &lines) {
     const std::vector<Network> trusted = networks({"10.0.0.0/8", "::1", "unix"});
-    return clientAddress(peer, trusted, header, Head(withField(lines)).parsed);
+    return clientAddress(peer, trusted, Head(withField(lines)).parsed);
 }
 
 }  // namespace
 
-TEST_CASE("whom X-Forwarded-For tells of, if it is a trusted proxy that says so") {
+TEST_CASE("the client that a trusted proxy names in X-Forwarded-For") {
     struct Row {
         std::string label;
         std::string peer;
@@ -356,99 +347,66 @@ TEST_CASE("whom X-Forwarded-For tells of, if it is a trusted proxy that says so"
     };
     const Row rows[] = {
         // clang-format off
-        {"a stranger is not believed", "192.0.2.1", "192.0.2.9", "192.0.2.1"},
-        {"nor is one whose address looks alike", "11.0.0.1", "192.0.2.9", "11.0.0.1"},
-        {"a proxy is", "10.0.0.1", "192.0.2.9", "192.0.2.9"},
-        {"and one by IPv6", "::1", "192.0.2.9", "192.0.2.9"},
-        {"and one by a Unix socket", "unix", "192.0.2.9", "192.0.2.9"},
-        {"a client by IPv6", "10.0.0.1", "2001:db8::9", "2001:db8::9"},
-        {"in one spelling", "10.0.0.1", "2001:DB8:0:0::9", "2001:db8::9"},
-        {"IPv4 in the clothes of IPv6", "10.0.0.1", "::ffff:192.0.2.9", "192.0.2.9"},
-        {"what the client itself says stands left", "10.0.0.1", "1.1.1.1, 192.0.2.9", "192.0.2.9"},
-        {"also if it claims to be a proxy", "10.0.0.1", "10.0.0.3, 192.0.2.9", "192.0.2.9"},
-        {"a way over two proxies", "10.0.0.1", "1.1.1.1, 192.0.2.9, 10.9.9.9", "192.0.2.9"},
-        {"and three", "::1", "192.0.2.9,10.9.9.9 ,\t::1", "192.0.2.9"},
-        {"a client that is a proxy itself", "10.0.0.1", "10.0.0.2, 10.0.0.3", "10.0.0.2"},
-        {"nothing", "10.0.0.1", "", "10.0.0.1"},
-        {"nothing but commas", "10.0.0.1", " , ,,", "10.0.0.1"},
+        {"a peer that is not trusted", "192.0.2.1", "192.0.2.9", "192.0.2.1"},
+        {"a peer whose address looks like a trusted one", "11.0.0.1", "192.0.2.9", "11.0.0.1"},
+        {"a proxy", "10.0.0.1", "192.0.2.9", "192.0.2.9"},
+        {"a proxy with IPv6", "::1", "192.0.2.9", "192.0.2.9"},
+        {"a proxy at a Unix socket", "unix", "192.0.2.9", "192.0.2.9"},
+        {"a client with IPv6", "10.0.0.1", "2001:db8::9", "2001:db8::9"},
+        {"a client with IPv6 in another spelling", "10.0.0.1", "2001:DB8:0:0::9", "2001:db8::9"},
+        {"IPv4 mapped into IPv6", "10.0.0.1", "::ffff:192.0.2.9", "192.0.2.9"},
+        {"what the client itself claims stands to the left",
+         "10.0.0.1", "1.1.1.1, 192.0.2.9", "192.0.2.9"},
+        {"a client that claims to come through a proxy",
+         "10.0.0.1", "10.0.0.3, 192.0.2.9", "192.0.2.9"},
+        {"two proxies", "10.0.0.1", "1.1.1.1, 192.0.2.9, 10.9.9.9", "192.0.2.9"},
+        {"three proxies", "::1", "192.0.2.9,10.9.9.9 ,\t::1", "192.0.2.9"},
+        {"a client whose own address is trusted", "10.0.0.1", "10.0.0.2, 10.0.0.3", "10.0.0.2"},
+        {"an empty value", "10.0.0.1", "", "10.0.0.1"},
+        {"only commas", "10.0.0.1", " , ,,", "10.0.0.1"},
         {"an empty element", "10.0.0.1", "192.0.2.9,", "192.0.2.9"},
-        {"no address", "10.0.0.1", "unknown", "10.0.0.1"},
-        {"no address behind a proxy", "10.0.0.1", "192.0.2.9, evil, 10.0.0.2", "10.0.0.2"},
+        {"not an address", "10.0.0.1", "unknown", "10.0.0.1"},
+        {"something else than an address behind a proxy",
+         "10.0.0.1", "192.0.2.9, evil, 10.0.0.2", "10.0.0.2"},
         {"half an address", "10.0.0.1", "192.0.2", "10.0.0.1"},
-        {"too much of one", "10.0.0.1", "192.0.2.256", "10.0.0.1"},
+        {"a number that is too large", "10.0.0.1", "192.0.2.256", "10.0.0.1"},
         {"a number", "10.0.0.1", "3232235521", "10.0.0.1"},
         {"a name", "10.0.0.1", "localhost", "10.0.0.1"},
         {"a script", "10.0.0.1", "<script>", "10.0.0.1"},
-        {"the name of the Unix sockets", "10.0.0.1", "unix", "10.0.0.1"},
-        {"nobody is no Unix socket", "10.0.0.1", "192.0.2.9, ::", "::"},
+        {"the name that Unix sockets have", "10.0.0.1", "unix", "10.0.0.1"},
+        {"the unspecified address, which is not a Unix socket", "10.0.0.1", "192.0.2.9, ::", "::"},
         {"a zone", "10.0.0.1", "fe80::1%eth0", "10.0.0.1"},
-        {"two in one", "10.0.0.1", "192.0.2.9 192.0.2.8", "10.0.0.1"},
-        {"a port", "10.0.0.1", "192.0.2.9:4711", "192.0.2.9"},
-        {"a port of IPv6", "10.0.0.1", "[2001:db8::9]:4711", "2001:db8::9"},
-        {"brackets", "10.0.0.1", "[2001:db8::9]", "2001:db8::9"},
-        {"a bracket", "10.0.0.1", "[2001:db8::9", "10.0.0.1"},
-        {"an empty bracket", "10.0.0.1", "[", "10.0.0.1"},
-        {"nothing but a port", "10.0.0.1", ":80", "10.0.0.1"},
-        {"it is no Forwarded", "10.0.0.1", "for=192.0.2.9", "10.0.0.1"},
+        {"two addresses in one element", "10.0.0.1", "192.0.2.9 192.0.2.8", "10.0.0.1"},
+        {"an address and a port", "10.0.0.1", "192.0.2.9:4711", "192.0.2.9"},
+        {"an IPv6 address and a port", "10.0.0.1", "[2001:db8::9]:4711", "2001:db8::9"},
+        {"an IPv6 address in brackets", "10.0.0.1", "[2001:db8::9]", "2001:db8::9"},
+        {"a bracket that is not closed", "10.0.0.1", "[2001:db8::9", "10.0.0.1"},
+        {"only a bracket", "10.0.0.1", "[", "10.0.0.1"},
+        {"only a port", "10.0.0.1", ":80", "10.0.0.1"},
+        {"an element of Forwarded (RFC 7239)", "10.0.0.1", "for=192.0.2.9", "10.0.0.1"},
         // clang-format on
     };
     for (const Row &row : rows) {
         INFO(row.label);
-        CHECK(clientBy(row.peer, "x-forwarded-for", "X-Forwarded-For: " + row.value) == row.client);
-        CHECK(clientBy(row.peer, "Forwarded", "X-Forwarded-For: " + row.value) == row.peer);
+        CHECK(clientOf(row.peer, "X-Forwarded-For: " + row.value) == row.client);
+        CHECK(clientOf(row.peer, "x-forwarded-for: " + row.value) == row.client);
+        const Head head(withField("X-Forwarded-For: " + row.value));
+        CHECK(clientAddress(row.peer, {}, head.parsed) == row.peer);  // no proxy is trusted
     }
-    CHECK(clientBy("10.0.0.1", "X-Forwarded-For", "X: y") == "10.0.0.1");
-    CHECK(clientBy("10.0.0.1", "X-Forwarded-For",
-                   "X-Forwarded-For: 192.0.2.9\r\nX-Forwarded-For: 192.0.2.8") == "192.0.2.8");
+    CHECK(clientOf("10.0.0.1", "X: y") == "10.0.0.1");
+    CHECK(clientOf("10.0.0.1", "Forwarded: for=192.0.2.9") == "10.0.0.1");
+    CHECK(clientOf("10.0.0.1", "X-Real-IP: 192.0.2.9") == "10.0.0.1");
+    CHECK(clientOf("10.0.0.1", "X-Forwarded-For: 192.0.2.9\r\nX-Forwarded-For: 192.0.2.8") ==
+          "192.0.2.8");
+    CHECK(clientOf("10.0.0.1", "X-Forwarded-For: 192.0.2.9\r\nX-Forwarded-For: 10.0.0.8") ==
+          "192.0.2.9");
 }
 
-TEST_CASE("whom Forwarded tells of (RFC 7239)") {
-    struct Row {
-        std::string label;
-        std::string value;
-        std::string client;
-    };
-    const Row rows[] = {
-        // clang-format off
-        {"a client", "for=192.0.2.60;proto=http;by=203.0.113.43", "192.0.2.60"},
-        {"its name in any case, elsewhere", "Proto=https; FOR=192.0.2.60", "192.0.2.60"},
-        {"with a port, quoted", "for=\"192.0.2.60:4711\"", "192.0.2.60"},
-        {"by IPv6", "For=\"[2001:db8:cafe::17]:4711\"", "2001:db8:cafe::17"},
-        {"a way", "for=192.0.2.43, for=198.51.100.17, for=10.0.0.9", "198.51.100.17"},
-        {"hidden", "for=192.0.2.43, for=_hidden", "10.0.0.1"},
-        {"unknown", "for=unknown", "10.0.0.1"},
-        {"without a client", "for=192.0.2.43, by=203.0.113.43", "10.0.0.1"},
-        {"a mark left open does not swallow what follows", "for=\"1.1.1.1, for=192.0.2.9", "192.0.2.9"},
-        {"nor does a comma in quotation marks", "for=\"a,b\", for=192.0.2.9", "192.0.2.9"},
-        {"nor does a backslash at its end", "for=\"1.1.1.1\\, for=192.0.2.9", "192.0.2.9"},
-        {"a client by a quoted comma", R"(for=192.0.2.9;host="a,for=1.1.1.1;b")", "192.0.2.9"},
-        {"by a quoted semicolon", R"(proto=http;host="a;for=1.1.1.1;b";for=192.0.2.9)", "192.0.2.9"},
-        {"behind a quoted mark", R"(for=192.0.2.9;host="a\",for=1.1.1.1;b")", "192.0.2.9"},
-        {"behind a quoted backslash and mark", R"(for=192.0.2.9;host="\\\",for=1.1.1.1;")", "192.0.2.9"},
-        {"a quoted backslash quotes no mark", R"(for=192.0.2.9;host="\\";by=_us)", "192.0.2.9"},
-        {"a way of quotations", R"(for="192.0.2.9";host="a,b", for="10.0.0.9";host="c;d")", "192.0.2.9"},
-        {"two of them", "for=192.0.2.9;by=_us;FOR=1.1.1.1", "10.0.0.1"},
-        {"half a quotation", "for=\"192.0.2.9", "10.0.0.1"},
-        {"one mark", "for=\"", "10.0.0.1"},
-        {"no equals sign", "for", "10.0.0.1"},
-        {"spaces", "for = 192.0.2.9", "10.0.0.1"},
-        {"nothing", "", "10.0.0.1"},
-        {"it is no X-Forwarded-For", "192.0.2.9", "10.0.0.1"},
-        // clang-format on
-    };
-    for (const Row &row : rows) {
-        INFO(row.label);
-        CHECK(clientBy("10.0.0.1", "Forwarded", "Forwarded: " + row.value) == row.client);
-        CHECK(clientBy("192.0.2.1", "Forwarded", "Forwarded: " + row.value) == "192.0.2.1");
-        CHECK(clientBy("10.0.0.1", "X-Forwarded-For", "Forwarded: " + row.value) == "10.0.0.1");
-    }
-}
-
-TEST_CASE("networks, and who is in them") {
+TEST_CASE("networks, and the addresses in them") {
     struct Row {
         std::string network;
         std::string in;
-        std::vector<std::string> out;  // of which the header lines are not believed
+        std::vector<std::string> out;  // peers whose header is not believed
     };
     const Row rows[] = {
         {"192.0.2.1", "192.0.2.1", {"192.0.2.0"}},
@@ -475,7 +433,7 @@ TEST_CASE("networks, and who is in them") {
         const Head head(withField("X-Forwarded-For: 198.51.100.7"));
         const auto isBelieved = [&](const std::string &peer) {
             const std::vector<Network> trusted = networks({row.network});
-            const std::string client = clientAddress(peer, trusted, "X-Forwarded-For", head.parsed);
+            const std::string client = clientAddress(peer, trusted, head.parsed);
             CHECK((client == peer || client == "198.51.100.7"));
             return client != peer;
         };
@@ -500,13 +458,13 @@ TEST_CASE("requests, and the status that refuses them") {
         // clang-format off
         {"a plain GET", kPlain, 0},
         {"HEAD", requestLine("HEAD / HTTP/1.1"), 0},
-        {"head is another method", requestLine("head / HTTP/1.1"), 405},
+        {"HEAD in lower case is another method", requestLine("head / HTTP/1.1"), 405},
         {"POST", requestLine("POST / HTTP/1.1"), 405},
         {"OPTIONS, as CORS asks first", requestLine("OPTIONS / HTTP/1.1"), 405},
         {"methods are case-sensitive (RFC 9110 9.1)", requestLine("get / HTTP/1.1"), 405},
         {"POST with a body", "POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 3\r\n\r\n", 405},
         {"OPTIONS of the server itself", requestLine("OPTIONS * HTTP/1.1"), 405},
-        {"CONNECT to somebody else", requestLine("CONNECT example.com:443 HTTP/1.1"), 405},
+        {"CONNECT to another server", requestLine("CONNECT example.com:443 HTTP/1.1"), 405},
         {"'*' is for OPTIONS (RFC 9112 3.2.4)", requestLine("GET * HTTP/1.1"), 400},
         {"an authority is for CONNECT (3.2.3)", requestLine("GET example.com:80 HTTP/1.1"), 400},
         {"a target that does not begin with '/'", requestLine("GET chat HTTP/1.1"), 400},
@@ -516,14 +474,14 @@ TEST_CASE("requests, and the status that refuses them") {
         {"an absolute ws target: RFC 6455 4.1 says http or https",
          requestLine("GET ws://x.com/ HTTP/1.1"), 400},
         {"no Host (RFC 9112 3.2)", "GET / HTTP/1.1\r\nX: y\r\n\r\n", 400},
-        {"two of them", withField("Host: example.com"), 400},
-        {"two of them, in two cases", withField("HOST: other.example"), 400},
+        {"two Hosts", withField("Host: example.com"), 400},
+        {"two Hosts, one in capitals", withField("HOST: other.example"), 400},
         {"a body", withField("Content-Length: 3"), 400},
-        {"no body, and it says so", withField("Content-Length: 0"), 0},
-        {"no body, and a length that is none", withField("Content-Length:"), 400},
-        {"no body, written strangely", withField("Content-Length: +0"), 400},
-        {"no body, and a body", withField("Content-Length: 0\r\nContent-Length: 5"), 400},
-        {"no body, and a body, joined", withField("Content-Length: 0, 5"), 400},
+        {"a body of length 0", withField("Content-Length: 0"), 0},
+        {"an empty length", withField("Content-Length:"), 400},
+        {"a length of +0", withField("Content-Length: +0"), 400},
+        {"two lengths", withField("Content-Length: 0\r\nContent-Length: 5"), 400},
+        {"two lengths in one header", withField("Content-Length: 0, 5"), 400},
         {"a chunked body", withField("Transfer-Encoding: chunked"), 400},
         {"any transfer coding", withField("transfer-encoding: identity"), 400},
         // clang-format on
@@ -599,14 +557,14 @@ TEST_CASE("values of Host") {
 
 // --- what a handshake needs ---
 
-TEST_CASE("who asks for a WebSocket, and who does not") {
+TEST_CASE("requests that ask for a WebSocket, and others") {
     struct Row {
         std::string label;
         std::string line;
         bool asks;
     };
     const Row rows[] = {
-        {"nothing of it", "X: y", false},
+        {"neither Upgrade nor a key", "X: y", false},
         {"Upgrade alone", "Upgrade: websocket", true},
         {"Upgrade in capitals, in a list", "upgrade: h2c, WebSocket", true},
         {"an upgrade to something else", "Upgrade: h2c", false},
@@ -630,14 +588,15 @@ TEST_CASE("handshakes, and the status that refuses them") {
     };
     const Row rows[] = {
         // clang-format off
-        {"as it is", upgrade, upgrade, 0},
+        {"the handshake as it is", upgrade, upgrade, 0},
         {"no Upgrade", upgrade, "", 426},
         {"Upgrade in capitals", upgrade, "UPGRADE: WEBSOCKET\r\n", 0},
         {"Upgrade in a list", upgrade, "Upgrade: h2c,, websocket ,foo\r\n", 0},
         {"Upgrade in two headers", upgrade, "Upgrade: h2c\r\nUpgrade: websocket\r\n", 0},
-        {"an upgrade to something that begins the same", upgrade, "Upgrade: websockets\r\n", 426},
-        {"an upgrade to something that ends the same", upgrade, "Upgrade: x-websocket\r\n", 426},
-        {"an upgrade to a half of it", upgrade, "Upgrade: web socket\r\n", 426},
+        {"an upgrade to a longer name", upgrade, "Upgrade: websockets\r\n", 426},
+        {"an upgrade to a name that ends in the same way",
+         upgrade, "Upgrade: x-websocket\r\n", 426},
+        {"an upgrade to two words", upgrade, "Upgrade: web socket\r\n", 426},
         {"an upgrade with a version", upgrade, "Upgrade: websocket/13\r\n", 426},
         {"an empty Upgrade", upgrade, "Upgrade:\r\n", 426},
         {"no Connection", connection, "", 426},
@@ -647,8 +606,8 @@ TEST_CASE("handshakes, and the status that refuses them") {
          connection, "Connection: keep-alive\r\nConnection: Upgrade\r\n", 0},
         {"Connection without spaces, with a tab",
          connection, "Connection: keep-alive,\tUPGRADE\r\n", 0},
-        {"Connection of something else", connection, "Connection: keep-alive\r\n", 426},
-        {"Connection of something longer", connection, "Connection: Upgrades\r\n", 426},
+        {"Connection without Upgrade", connection, "Connection: keep-alive\r\n", 426},
+        {"Connection with a longer name", connection, "Connection: Upgrades\r\n", 426},
         {"no key", key, "", 400},
         {"an empty key", key, "Sec-WebSocket-Key:\r\n", 400},
         {"two keys", key, key + key, 400},
@@ -660,7 +619,7 @@ TEST_CASE("handshakes, and the status that refuses them") {
         {"a key of 18 bytes in as many digits",
          key, "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZSEh\r\n", 400},
         {"a key without padding", key, "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ\r\n", 400},
-        {"a key that is no base64", key, "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25j!Q==\r\n", 400},
+        {"a key that is not base64", key, "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25j!Q==\r\n", 400},
         {"a key in the alphabet for URLs",
          key, "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25j_Q==\r\n", 400},
         {"a key with a space inside", key, "Sec-WebSocket-Key: dGhlIHNhbXBs ZSBub25jZQ==\r\n", 400},
@@ -700,7 +659,7 @@ TEST_CASE("the accept key of RFC 6455 1.3") {
     CHECK(acceptKey(Exact("dGhlIHNhbXBsZSBub25jZQ==").view()) == "s3pPLMBiTxaQ9kYGzzhZRbK+xOo=");
 }
 
-TEST_CASE("the subprotocol is the first of ours that is offered") {
+TEST_CASE("the subprotocol is the first of the server's that the client offers") {
     struct Row {
         std::string label;
         std::vector<std::string> ours;
@@ -709,15 +668,15 @@ TEST_CASE("the subprotocol is the first of ours that is offered") {
     };
     const Row rows[] = {
         // clang-format off
-        {"we have none", {}, "chat", ""},
-        {"they offer none", {"chat"}, "", ""},
-        {"they offer an empty list", {"chat"}, ",", ""},
+        {"the server has none", {}, "chat", ""},
+        {"the client offers none", {"chat"}, "", ""},
+        {"the client offers an empty list", {"chat"}, ",", ""},
         {"nothing in common", {"chat"}, "echo", ""},
         {"one in common", {"chat"}, "echo, chat", "chat"},
-        {"two in common: ours decides", {"b", "a"}, "a, b", "b"},
-        {"it is case-sensitive", {"chat"}, "Chat", ""},
-        {"the beginning of one is another", {"chat"}, "chats, cha", ""},
-        {"what is no token is no subprotocol", {"a b", "b"}, "a b, b", "b"},
+        {"two in common: the server's order decides", {"b", "a"}, "a, b", "b"},
+        {"names are case-sensitive", {"chat"}, "Chat", ""},
+        {"a name that begins in the same way is another one", {"chat"}, "chats, cha", ""},
+        {"a name that is not a token is never chosen", {"a b", "b"}, "a b, b", "b"},
         // clang-format on
     };
     for (const Row &row : rows) {
@@ -736,16 +695,9 @@ TEST_CASE("lists and tokens") {
         const auto &shown = text;  // clang captures no structured binding
         CAPTURE(shown);
         CHECK(list(text, ',') == elements);
-        CHECK(fromRight(text, ',') == elements);
     }
     CHECK(list("a=1; b=2;", ';') == "a=1|b=2|");
     CHECK(list("a=\"1;2\"", ';') == "a=\"1|2\"|");
-    CHECK(fromRight("a=1; b=2;", ';') == "a=1|b=2|");
-    CHECK(fromRight("a=\"1;2\\\";3\"; b", ';') == "a=\"1;2\\\";3\"|b|");
-    CHECK(fromRight("a=\"1;2;\"3\"", ';') == "a=\"1|2|\"3\"|");
-    CHECK(fromRight("\"", ';') == "\"|");
-    CHECK(fromRight("\\;\\\\\"", ';') == "\\;\\\\\"|");
-
     constexpr std::string_view kTchars =
         "!#$%&'*+-.^_`|~0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz";
     for (int byte = 0; byte < 256; ++byte) {
@@ -787,10 +739,10 @@ TEST_CASE("origins, in one spelling") {
     }
 }
 
-TEST_CASE("what is no origin") {
+TEST_CASE("texts that are not an origin") {
     const std::pair<std::string, std::string> rows[] = {
-        {"an opaque one", "null"},
-        {"an empty one", ""},
+        {"an opaque origin", "null"},
+        {"an empty text", ""},
         {"a host alone", "example.com"},
         {"a scheme alone", "https://"},
         {"a scheme alone, without slashes", "https:"},
@@ -806,14 +758,15 @@ TEST_CASE("what is no origin") {
         {"a fragment", "https://example.com#x"},
         {"user-info", "https://example.com@evil.example"},
         {"user-info with a password", "https://user:80@evil.example"},
-        {"two of them", "https://example.com https://evil.example"},
-        {"two of them, joined as one header", "https://example.com, https://evil.example"},
+        {"two origins", "https://example.com https://evil.example"},
+        {"two origins, joined as those of two headers",
+         "https://example.com, https://evil.example"},
         {"a list", "https://example.com,https://evil.example"},
         {"a space in front", " https://example.com"},
         {"a space at the end", "https://example.com "},
         {"a tab at the end", "https://example.com\t"},
         {"a port that is empty", "https://example.com:"},
-        {"a port that is none", "https://example.com:https"},
+        {"a port that is not a number", "https://example.com:https"},
         {"a port with a sign", "https://example.com:+443"},
         {"port 0", "https://example.com:0"},
         {"a port that begins with 0", "https://example.com:0443"},
@@ -834,7 +787,7 @@ TEST_CASE("what is no origin") {
     }
 }
 
-TEST_CASE("origins that try to look like https://example.com") {
+TEST_CASE("origins that imitate https://example.com") {
     const std::pair<std::string, bool> rows[] = {
         {"https://example.com", true},
         {"https://example.com:443", true},
@@ -864,7 +817,7 @@ TEST_CASE("origins that try to look like https://example.com") {
     }
 }
 
-TEST_CASE("percent signs, as forms encode them") {
+TEST_CASE("percent-encoding, as forms use it") {
     const std::pair<std::string, std::string> rows[] = {
         {"", ""},
         {"a+b", "a b"},
@@ -893,7 +846,7 @@ TEST_CASE("percent signs, as forms encode them") {
 
 // --- responses ---
 
-TEST_CASE("what may be sent, and what may not") {
+TEST_CASE("responses that may be sent, and others") {
     struct Row {
         std::string label;
         int status;
@@ -902,17 +855,17 @@ TEST_CASE("what may be sent, and what may not") {
     };
     const Row rows[] = {
         {"a page", 200, "Content-Type", "text/html", true},
-        {"the last status there is", 599, "X", "y", true},
-        {"a status that nobody has named", 299, "X", "y", true},
-        {"no status", 0, "X", "y", false},
-        {"a status that promises another", 199, "X", "y", false},
-        {"a status behind the last", 600, "X", "y", false},
-        {"a negative one", -200, "X", "y", false},
+        {"the last status", 599, "X", "y", true},
+        {"a status that has no name", 299, "X", "y", true},
+        {"status 0", 0, "X", "y", false},
+        {"a status that announces another one", 199, "X", "y", false},
+        {"a status above the last", 600, "X", "y", false},
+        {"a negative status", -200, "X", "y", false},
         {"an empty value", 200, "X", "", true},
         {"a tab and obs-text in a value", 200, "X", "a\tb\xFC", true},
         {"a line break in a value", 200, "X", "a\r\nSet-Cookie: b", false},
-        {"a CR alone in a value", 200, "X", "a\r", false},
-        {"a LF alone in a value", 200, "X", "\na", false},
+        {"a lone CR in a value", 200, "X", "a\r", false},
+        {"a lone LF in a value", 200, "X", "\na", false},
         {"a NUL in a value", 200, "X", std::string("a\0b", 3), false},
         {"the last control character", 200, "X", "\x1F", false},
         {"delete", 200, "X", "\x7F", false},
@@ -921,11 +874,12 @@ TEST_CASE("what may be sent, and what may not") {
         {"a name with a space", 200, "X Y", "z", false},
         {"a name with a line break", 200, "X\r\nY", "z", false},
         {"a name that is not ASCII", 200, "\xC3\xA4", "y", false},
-        {"a length of its own", 200, "content-length", "1", false},
-        {"a date of its own", 200, "Date", "now", false},
-        {"a connection of its own", 200, "CONNECTION", "keep-alive", false},
-        {"a coding of its own", 200, "Transfer-Encoding", "chunked", false},
-        {"a name that begins as one of the server's", 200, "Connection-X", "y", true},
+        {"Content-Length, which the server writes", 200, "content-length", "1", false},
+        {"Date, which the server writes", 200, "Date", "now", false},
+        {"Connection, which the server writes", 200, "CONNECTION", "keep-alive", false},
+        {"Transfer-Encoding, which the server never uses", 200, "Transfer-Encoding", "chunked",
+         false},
+        {"a name that begins like one of the server's", 200, "Connection-X", "y", true},
     };
     for (const Row &row : rows) {
         INFO(row.label);
@@ -951,7 +905,7 @@ TEST_CASE("responses on the wire") {
          true,
          "HTTP/1.1 200 OK\r\nContent-Type: text/html\r\nX: \r\nContent-Length: 3\r\n" + date +
              "Connection: close\r\n\r\n<p>"},
-        {"its head alone, with the length that it would have (RFC 9110 9.3.2)",
+        {"the head alone, with the length of the body (RFC 9110 9.3.2)",
          {405, {}, "<p>"},
          false,
          "HTTP/1.1 405 Method Not Allowed\r\nContent-Length: 3\r\n" + date +
@@ -968,12 +922,12 @@ TEST_CASE("responses on the wire") {
          {304, {{"ETag", "\"1\""}}, "body"},
          true,
          "HTTP/1.1 304 Not Modified\r\nETag: \"1\"\r\n" + date + "Connection: close\r\n\r\n"},
-        {"who sends Upgrade names it in Connection (RFC 9110 7.8)",
+        {"an Upgrade header is named in Connection (RFC 9110 7.8)",
          {426, {{"upgrade", "websocket"}}, ""},
          true,
          "HTTP/1.1 426 Upgrade Required\r\nupgrade: websocket\r\nContent-Length: 0\r\n" + date +
              "Connection: close, Upgrade\r\n\r\n"},
-        {"a status without a name: its phrase is empty, the space is there (RFC 9112 4)",
+        {"a status without a name: an empty phrase behind the space (RFC 9112 4)",
          {299, {}, ""},
          true,
          "HTTP/1.1 299 \r\nContent-Length: 0\r\n" + date + "Connection: close\r\n\r\n"},
@@ -994,11 +948,11 @@ TEST_CASE("the server's own answers") {
     CHECK(valueOf(upgradeRequired(), "Upgrade") == "websocket;");
     for (const int status : {400, 403, 405, 408, 426, 431, 500, 503}) {
         CAPTURE(status);
-        CHECK(*reasonPhrase(status) != '\0');
+        CHECK(statusText(status).size() > 6);
     }
 }
 
-TEST_CASE("dates (RFC 9110 5.6.7), as `date -u` has them") {
+TEST_CASE("dates (RFC 9110 5.6.7), as `date -u` writes them") {
     const std::pair<std::time_t, std::string> rows[] = {
         {0, "Thu, 01 Jan 1970 00:00:00 GMT"},
         {784111777, "Sun, 06 Nov 1994 08:49:37 GMT"},

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: MIT
 // Extendible WebSocket Server
 
-// Messages (section 12). However the bytes of a connection are cut, and wherever they are
-// received, a MessageReader tells the same story: here it is a string such as
-// "ping(1) text(Hello) idle", and each story is told in all ways.
+// Messages (section 12). However the bytes of a connection are cut, a MessageReader tells the
+// same story: here it is a string such as "ping(1) text(Hello) idle", and each story is told in
+// all ways.
 
 #include "white.h"
 
@@ -51,109 +51,120 @@ std::string told(Opcode opcode, std::string_view payload) {
     return name + std::string(payload) + ") ";
 }
 
-// Tells what a reader finds in what it is given. Each piece is in a buffer of its own.
+// What a caller does with the message that a reader has collected.
+enum class Memory { takenAway, leftThere, replaced };
+
+// Tells what a reader finds in the pieces that it is given. As in WSLoop::read(), the bytes that
+// a call has not used are given again in front of the next piece.
 class Story {
   public:
-    explicit Story(const Limits &limits) : limits_(limits) {}
-
-    // `bytes` are the reader's own room, or a buffer of ours.
-    void read(char *bytes, std::size_t size) {
-        while (!ended_) {
-            Found found;
-            const Progress progress = reader_.read(bytes, size, limits_, found);
-            if (progress.answer == Progress::needMore) return;
-            if (progress.answer == Progress::bad) return fail(progress);
-            if (progress.used > size) FAIL("more is used than there is");
-            const std::string inPlace(found.payload);
-            const std::string payload = found.assembled ? *reader_.take() : inPlace;
-            if (payload != inPlace) FAIL("what is taken is not what was found");
-            const bool goesOn = found.opcode == Opcode::continuation;  // one frame of several
-            if (goesOn && (found.assembled || !payload.empty())) FAIL("half a message was found");
-            if (!goesOn) told_ += told(found.opcode, payload);
-            bytes += progress.used;
-            size -= progress.used;
-        }
+    explicit Story(const Limits &limits, Memory memory = Memory::takenAway)
+        : limits_(limits), memory_(memory) {
+        prepareMessage();
     }
 
-    void readCopy(std::string_view piece) {
-        const Exact exact(piece);
-        read(exact.data(), exact.size());
-    }
-
-    // As the loop does it: into the reader's room as far as that goes, the rest elsewhere.
-    void receive(std::string_view piece, std::size_t most) {
-        const MessageReader::Room room = reader_.room(most);
-        if (room.size > most) FAIL("the room is too large");
-        const std::size_t inRoom = std::min(room.size, piece.size());
-        std::copy_n(piece.data(), inRoom, room.bytes);
-        if (inRoom > 0) read(room.bytes, inRoom);
-        if (piece.size() > inRoom) readCopy(piece.substr(inRoom));
+    void read(std::string_view piece) {
+        kept_.append(piece);
+        while (!ended_ && readOnce()) {}
     }
 
     bool ended() const { return ended_; }
-    std::string end() const { return ended_ ? told_ : told_ + (reader_.idle() ? "idle" : "..."); }
+    std::string end() const {
+        if (ended_) return told_;
+        return told_ + (reader_.idle() && kept_.empty() ? "idle" : "...");
+    }
 
   private:
+    bool readOnce() {
+        const Exact bytes(kept_);
+        Found found;
+        const Progress progress = reader_.read(bytes.data(), bytes.size(), limits_, found);
+        if (progress.used > bytes.size()) FAIL("more is used than there is");
+        const std::string_view rest = bytes.view().substr(progress.used);
+        if (rest != std::string_view(kept_).substr(progress.used)) FAIL("the rest is changed");
+        if (progress.answer == Progress::bad) return fail(progress), false;
+        if (progress.answer == Progress::done) tell(found);
+        kept_ = rest;
+        // Less than the longest control frame: a masked header, and 125 bytes.
+        if (progress.answer == Progress::needMore && kept_.size() >= 6 + 125) FAIL("too much kept");
+        return progress.answer == Progress::done;
+    }
+
+    void tell(const Found &found) {
+        if (found.opcode == Opcode::continuation) {  // one frame of several
+            if (!found.payload.empty()) FAIL("half a message was found");
+        } else if (found.opcode >= Opcode::close) {
+            told_ += told(found.opcode, found.payload);
+        } else {
+            told_ += told(found.opcode, *reader_.message);
+            prepareMessage();
+        }
+    }
+
     void fail(const Progress &progress) {
         ended_ = true;
         told_ += "bad(" + std::to_string(progress.code) + ")";
         CHECK(*progress.reason != '\0');
     }
 
+    void prepareMessage() {
+        if (memory_ == Memory::takenAway) reader_.message = nullptr;
+        if (memory_ == Memory::replaced)
+            reader_.message = std::make_shared<std::string>("an older message \xFF");
+    }
+
     MessageReader reader_;
     Limits limits_;
-    std::string told_;
+    Memory memory_;
+    std::string kept_, told_;
     bool ended_ = false;
 };
 
 std::string inPieces(std::string_view wire, const std::vector<std::size_t> &sizes,
-                     const Limits &limits) {
-    Story story(limits);
+                     const Limits &limits, Memory memory = Memory::takenAway) {
+    Story story(limits, memory);
     for (const std::size_t size : sizes) {
-        story.readCopy(wire.substr(0, size));
+        story.read(wire.substr(0, size));
         wire.remove_prefix(size);
     }
     return story.end();
 }
 
-std::string intoRoom(std::string_view wire, const std::vector<std::size_t> &sizes, std::size_t most,
-                     const Limits &limits) {
-    Story story(limits);
-    for (const std::size_t size : sizes) {
-        if (story.ended()) break;
-        story.receive(wire.substr(0, size), most);
-        wire.remove_prefix(size);
-    }
-    return story.end();
-}
-
-// Whole, byte by byte, cut at every place, and in random pieces, copied and received.
+// Whole, byte by byte, cut at every place, and in random pieces.
 void checkAllWays(const std::string &wire, const std::string &story, const Limits &limits) {
     const std::size_t size = wire.size();
-    CHECK(inPieces(wire, {size}, limits) == story);
-    const std::vector<std::size_t> ones(size, 1);
-    CHECK(inPieces(wire, ones, limits) == story);
-    CHECK(intoRoom(wire, ones, 1, limits) == story);
-    CHECK(intoRoom(wire, ones, 4096, limits) == story);
-    for (std::size_t cut = 0; cut <= size && size < 1000; ++cut) {
+    for (const Memory memory : {Memory::takenAway, Memory::leftThere, Memory::replaced}) {
+        CHECK(inPieces(wire, {size}, limits, memory) == story);
+        CHECK(inPieces(wire, std::vector<std::size_t>(size, 1), limits, memory) == story);
+    }
+    for (std::size_t cut = 0; cut <= size && size < 1000; ++cut)
         CHECK(inPieces(wire, {cut, size - cut}, limits) == story);
-        CHECK(intoRoom(wire, {cut, size - cut}, size, limits) == story);
-    }
     Chance chance;
-    for (int round = size < 1000 ? 20 : 2; round > 0; --round) {
-        const std::size_t most = 1 + chance.below(40);
-        CHECK(inPieces(wire, chance.pieces(size, most), limits) == story);
-        CHECK(intoRoom(wire, chance.pieces(size, most), 1 + chance.below(60), limits) == story);
-    }
+    for (int round = size < 1000 ? 20 : 2; round > 0; --round)
+        CHECK(inPieces(wire, chance.pieces(size, 1 + chance.below(60)), limits) == story);
 }
 
-// How many bytes it takes to say no, one at a time.
+// How many bytes it takes until they are refused, given one at a time.
 std::size_t refusedAt(const std::string &wire, const Limits &limits) {
     Story story(limits);
     std::size_t given = 0;
-    while (given < wire.size() && !story.ended()) story.readCopy(wire.substr(given++, 1));
+    while (given < wire.size() && !story.ended()) story.read(wire.substr(given++, 1));
     return story.ended() ? given : 0;
 }
+
+Progress readAll(MessageReader &reader, std::string_view bytes, Found &found) {
+    const Exact exact(bytes);
+    return reader.read(exact.data(), exact.size(), kWide, found);
+}
+
+Payload memoryOf(std::size_t size) {
+    Payload memory = std::make_shared<std::string>();
+    memory->reserve(size);
+    return memory;
+}
+
+// An empty string and the count of its owners.
+constexpr long kString = 64;
 
 }  // namespace
 
@@ -171,24 +182,24 @@ TEST_CASE("what a client may send") {
          fromHex("8a85 37fa213d 7f9f4d5158"), "pong(Hello) idle"},
         {"RFC 6455 5.7's fragmented text, masked",
          beginText("Hel") + last("lo"), "text(Hello) idle"},
-        {"nothing at all", "", "idle"},
+        {"no bytes at all", "", "idle"},
         {"an empty text", text(""), "text() idle"},
         {"an empty binary", binary(""), "binary() idle"},
-        {"binary is any bytes", binary("\xFF\xC0\x80"), "binary(\xFF\xC0\x80) idle"},
-        {"fragmented binary is any bytes",
+        {"binary may be any bytes", binary("\xFF\xC0\x80"), "binary(\xFF\xC0\x80) idle"},
+        {"fragmented binary may be any bytes",
          beginBinary("\xC3") + last("\xFF"), "binary(\xC3\xFF) idle"},
         {"a header that is not whole", text("Hello").substr(0, 5), "..."},
         {"a payload that is not whole", text("Hello").substr(0, 9), "..."},
         {"a message that is not whole", beginText("Hel"), "..."},
-        {"a message that is not whole, and is empty so far", beginText(""), "..."},
+        {"a message that is not whole, and empty so far", beginText(""), "..."},
         {"a control frame that is not whole", ping("Hello").substr(0, 9), "..."},
         {"a control frame inside a message that is not whole",
          beginText("a") + ping("b"), "ping(b) ..."},
-        {"two messages, each in a frame", text("one") + text("two"), "text(one) text(two) idle"},
+        {"two messages of one frame each", text("one") + text("two"), "text(one) text(two) idle"},
         {"a message and the beginning of another",
          text("one") + text("two").substr(0, 7), "text(one) ..."},
         {"three fragments", beginText("a") + more("b") + last("c"), "text(abc) idle"},
-        {"a fragmented message, then one in a frame",
+        {"a fragmented message, then one in a single frame",
          beginText("a") + last("b") + text("c"), "text(ab) text(c) idle"},
         {"two fragmented messages of two kinds",
          beginBinary("\xFF") + last("") + beginText("a") + last("b"),
@@ -203,9 +214,9 @@ TEST_CASE("what a client may send") {
         {"all control frames between fragments",
          beginText("a") + pong("1") + more("b") + ping("") + ping("3") + last("c"),
          "pong(1) ping() ping(3) text(abc) idle"},
-        {"a Close between fragments is found there",
+        {"a Close between fragments",
          beginText("a") + close("\x03\xE8"), "close(\x03\xE8) ..."},
-        {"a control payload is any bytes here", ping("\xFF\xC0"), "ping(\xFF\xC0) idle"},
+        {"the payload of a Ping may be any bytes", ping("\xFF\xC0"), "ping(\xFF\xC0) idle"},
         {"a character across two frames",
          beginText("\xE2") + last("\x82\xAC"), "text(\u20AC) idle"},
         {"a character across two frames and a Ping",
@@ -233,10 +244,10 @@ TEST_CASE("what a client may send") {
     }
 }
 
-TEST_CASE("what a client may not send, and at which byte it is refused") {
+TEST_CASE("what a client must not send, and the byte at which it is refused") {
     struct Row {
         std::string label;
-        std::string before;  // is fine
+        std::string before;  // is in order
         std::string wire;
         std::string story;
         std::size_t at;  // of `wire`
@@ -264,19 +275,19 @@ TEST_CASE("what a client may not send, and at which byte it is refused") {
         {"text that begins with a continuation byte", "", text("\x80 and so on"), "bad(1007)", 7},
         {"text with a bad byte in the middle of a frame",
          "", text("Hello\xC0 and so on"), "bad(1007)", 12},
-        {"text with a surrogate: its second byte tells it",
+        {"text with a surrogate: its second byte shows it",
          "", text("Hi\xED\xA0\x80"), "bad(1007)", 10},
-        {"text above U+10FFFF: the second byte tells it",
+        {"text above U+10FFFF: the second byte shows it",
          "", text("Hi\xF4\x90\x80\x80"), "bad(1007)", 10},
         {"a bad byte behind a step of eight",
          "", text("0123456789abcdef\xFF and so on"), "bad(1007)", 23},
         {"a bad byte in a later fragment",
          beginText("a") + more("b"), last("c\xFF and so on"), "bad(1007)", 8},
-        {"a bad byte in a first fragment: the last is not awaited",
+        {"a bad byte in a first fragment: the reader does not wait for the last",
          "", beginText("\xFF"), "bad(1007)", 7},
-        {"a fragment that does not go on with the character",
+        {"a fragment that does not continue the character",
          beginText("\xE2\x82"), last("A"), "bad(1007)", 7},
-        {"the same, behind a Ping that would go on",
+        {"the same, behind a Ping whose payload would continue it",
          beginText("\xE2\x82") + ping("\xAC"), last("A"),
          "ping(\xAC) bad(1007)", 7},
         {"text that ends inside a character", "", text("a\xE2\x82"), "bad(1007)", 9},
@@ -288,12 +299,12 @@ TEST_CASE("what a client may not send, and at which byte it is refused") {
     for (const Row &row : rows) {
         INFO(row.label);
         checkAllWays(row.before + row.wire, row.story, kWide);
-        checkAllWays(row.before + row.wire + text("never read"), row.story, kWide);
+        checkAllWays(row.before + row.wire + text("not read any more"), row.story, kWide);
         CHECK(refusedAt(row.before + row.wire, kWide) == row.before.size() + row.at);
     }
 }
 
-TEST_CASE("limits: what is at one is fine, what is one over is not") {
+TEST_CASE("a message at a limit is read, and one above it is refused") {
     constexpr Limits kBytes{5, 100}, kFragments{100, 3}, kNone{0, 1};
     constexpr std::uint64_t kHuge = (std::uint64_t{1} << 63) - 1;
     const std::string opened = beginText("abc");
@@ -306,17 +317,21 @@ TEST_CASE("limits: what is at one is fine, what is one over is not") {
     };
     const Row rows[] = {
         // clang-format off
-        {"a frame of as many bytes as may be", text("abcde"), "text(abcde) idle", kBytes},
-        {"a frame of one more", text("abcdef"), "bad(1009)", kBytes},
-        {"one more, declared and not there", frame(0x81, "", 6), "bad(1009)", kBytes},
-        {"65536, declared and not there", frame(0x82, "", 65536), "bad(1009)", kBytes},
-        {"2^63 - 1, declared and not there", frame(0x82, "", kHuge), "bad(1009)", kBytes},
-        {"fragments of as many bytes as may be", opened + last("de"), "text(abcde) idle", kBytes},
-        {"then an empty one", opened + more("de") + last(""), "text(abcde) idle", kBytes},
-        {"fragments of one more", opened + last("def"), "bad(1009)", kBytes},
-        {"a third fragment of one more", opened + more("de") + more("f"), "bad(1009)", kBytes},
-        {"a fragment that declares one more", opened + frame(0x80, "", 3), "bad(1009)", kBytes},
-        {"a fragment that declares 2^63 - 1", opened + frame(0x00, "", kHuge), "bad(1009)", kBytes},
+        {"a frame as large as the limit", text("abcde"), "text(abcde) idle", kBytes},
+        {"a frame of one byte more", text("abcdef"), "bad(1009)", kBytes},
+        {"one byte more that is only declared", frame(0x81, "", 6), "bad(1009)", kBytes},
+        {"65536 bytes that are only declared", frame(0x82, "", 65536), "bad(1009)", kBytes},
+        {"2^63 - 1 bytes that are only declared", frame(0x82, "", kHuge), "bad(1009)", kBytes},
+        {"fragments that reach the limit", opened + last("de"), "text(abcde) idle", kBytes},
+        {"fragments that reach the limit, and an empty one",
+         opened + more("de") + last(""), "text(abcde) idle", kBytes},
+        {"fragments of one byte more", opened + last("def"), "bad(1009)", kBytes},
+        {"a third fragment that goes one byte beyond the limit",
+         opened + more("de") + more("f"), "bad(1009)", kBytes},
+        {"a fragment that only declares one byte more",
+         opened + frame(0x80, "", 3), "bad(1009)", kBytes},
+        {"a fragment that only declares 2^63 - 1 bytes",
+         opened + frame(0x00, "", kHuge), "bad(1009)", kBytes},
         {"the bytes of the last message do not count",
          opened + last("de") + text("fghij") + text("k"),
          "text(abcde) text(fghij) text(k) idle", kBytes},
@@ -324,19 +339,19 @@ TEST_CASE("limits: what is at one is fine, what is one over is not") {
          "ping(0123456789) text(abcde) idle", kBytes},
         {"a control frame may be longer than a message",
          ping("0123456789"), "ping(0123456789) idle", kBytes},
-        {"an empty message where none may have a byte", text(""), "text() idle", kNone},
-        {"a byte where none may have one", text("a"), "bad(1009)", kNone},
-        {"as many fragments as may be", three, "text(ab) idle", kFragments},
+        {"an empty message, if the limit is 0", text(""), "text() idle", kNone},
+        {"a byte, if the limit is 0", text("a"), "bad(1009)", kNone},
+        {"as many fragments as the limit", three, "text(ab) idle", kFragments},
         {"one fragment more",
          beginText("a") + more("") + more("") + last("b"), "bad(1008)", kFragments},
         {"one empty fragment more",
          beginText("") + more("") + more("") + more(""), "bad(1008)", kFragments},
         {"the fragments of the last message do not count",
          three + three, "text(ab) text(ab) idle", kFragments},
-        {"messages in a frame are no fragments of one",
+        {"messages of one frame each are not fragments",
          text("a") + text("b") + text("c") + text("d") + text("e"),
          "text(a) text(b) text(c) text(d) text(e) idle", kFragments},
-        {"control frames are no fragments",
+        {"control frames are not fragments",
          beginText("a") + ping("1") + ping("2") + more("b") + ping("3") + last("c"),
          "ping(1) ping(2) ping(3) text(abc) idle", kFragments},
         // clang-format on
@@ -347,7 +362,7 @@ TEST_CASE("limits: what is at one is fine, what is one over is not") {
     }
 }
 
-TEST_CASE("a limit may be lowered while a message is under way") {
+TEST_CASE("a limit may be lowered in the middle of a message") {
     MessageReader reader;
     Found found;
     const Exact first(beginBinary(std::string(1000, 'a'))), second(last(std::string(400, 'b')));
@@ -357,7 +372,7 @@ TEST_CASE("a limit may be lowered while a message is under way") {
     CHECK(progress.code == 1009);
 }
 
-TEST_CASE("random conversations: the reader tells what was written, however it came") {
+TEST_CASE("random conversations: the reader finds what was written, however it is cut") {
     Chance chance;
     for (int round = 0; round < 150; ++round) {
         std::string wire, story;
@@ -384,17 +399,15 @@ TEST_CASE("random conversations: the reader tells what was written, however it c
             story += told(isText ? Opcode::text : Opcode::binary, payload);
         }
         story += "idle";
-        const std::size_t size = wire.size();
-        CHECK(inPieces(wire, {size}, kWide) == story);
-        for (const std::size_t most : {3U, 50U, 5000U}) {
-            CHECK(inPieces(wire, chance.pieces(size, most), kWide) == story);
-            CHECK(intoRoom(wire, chance.pieces(size, most), 1 + chance.below(most), kWide) ==
+        for (const std::size_t most : {3U, 50U, 5000U, 1U << 20}) {
+            CHECK(inPieces(wire, chance.pieces(wire.size(), most), kWide) == story);
+            CHECK(inPieces(wire, chance.pieces(wire.size(), most), kWide, Memory::leftThere) ==
                   story);
         }
     }
 }
 
-TEST_CASE("random bytes: the same answer, however they come") {
+TEST_CASE("random bytes: the same answer, however they are cut") {
     Chance chance;
     for (int round = 0; round < 3000; ++round) {
         std::string wire = beginText("a") + more("") + ping("p") + last("\u20AC") + binary("b");
@@ -402,212 +415,223 @@ TEST_CASE("random bytes: the same answer, however they come") {
             wire[chance.below(wire.size())] ^= static_cast<char>(1 << chance.below(8));
         const std::string story = inPieces(wire, {wire.size()}, {30, 4});
         CHECK(inPieces(wire, chance.pieces(wire.size(), 9), {30, 4}) == story);
-        CHECK(intoRoom(wire, chance.pieces(wire.size(), 9), 1 + chance.below(9), {30, 4}) == story);
+        CHECK(inPieces(wire, std::vector<std::size_t>(wire.size(), 1), {30, 4}) == story);
     }
 }
 
-TEST_CASE("what lies whole in the bytes given is found there, and nothing is allocated") {
-    const std::string wire = text("Hello") + ping("p") + binary(std::string(70000, 'b'));
+TEST_CASE("each call reads one frame, so that its caller can count them") {
+    const std::string wire = beginText("a") + more("") + ping("p") + last("b") + text("c");
+    MessageReader reader;
     const Exact bytes(wire);
-    MessageReader reader;
-    Heap::reset();
-    std::size_t begin = 0;
-    for (int i = 0; i < 3; ++i) {
-        Found found;
-        const Progress progress =
-            reader.read(bytes.data() + begin, bytes.size() - begin, kWide, found);
-        const bool inPlace =
-            found.payload.data() >= bytes.data() + begin &&
-            found.payload.data() + found.payload.size() <= bytes.data() + bytes.size();
-        if (progress.answer != Progress::done || found.assembled || !inPlace) FAIL(i);
-        begin += progress.used;
-    }
-    const long most = Heap::most();
-    CHECK(most == 0);
-    CHECK(begin == wire.size());
-}
-
-TEST_CASE("a declared length allocates nothing; what has arrived, at most sixteen times that") {
-    const std::string wire = frame(0x82, std::string(20000, 'b'), 1 << 20);
-    const Exact bytes(wire);
-    const std::size_t header = wire.size() - 20000;
-    for (const std::size_t arrived : {0U, 1U, 2U, 100U, 1000U, 20000U}) {
-        CAPTURE(arrived);
-        MessageReader reader;
-        const Exact copy(wire.substr(0, header + arrived));
-        Heap::reset();
-        Found found;
-        for (std::size_t i = 0; i < copy.size(); ++i)
-            static_cast<void>(reader.read(copy.data() + i, 1, kWide, found));
-        const long most = Heap::most();
-        constexpr long kString = 64;  // and what counts who shares it
-        CHECK(most <= static_cast<long>(3 * 16 * arrived) + kString);  // old, new, its own growth
-        if (arrived == 0) CHECK(most == 0);
-    }
-}
-
-TEST_CASE("a room is no larger than what has arrived warrants, whatever was declared") {
-    for (const std::size_t arrived : {0U, 1U, 100U}) {
-        CAPTURE(arrived);
-        MessageReader reader;
-        const Exact bytes(frame(0x82, std::string(arrived, 'b'), 1 << 20));
-        Found found;
-        static_cast<void>(reader.read(bytes.data(), bytes.size(), kWide, found));
-        Heap::reset();
-        const MessageReader::Room room = reader.room(256 * 1024);
-        const long most = Heap::most();
-        CHECK(room.size <= 256 * 1024);
-        CHECK(most <= 16 * 1024);
-    }
-}
-
-TEST_CASE("a room is only offered where it helps") {
-    struct Row {
-        std::string label;
-        std::string wire;
-        bool offered;
-    };
-    const Row rows[] = {
-        {"nothing is under way", "", false},
-        {"a header is not whole", text("Hello").substr(0, 4), false},
-        {"a control frame is not whole", ping("Hello").substr(0, 8), false},
-        {"a payload is not whole", text("Hello").substr(0, 8), true},
-        {"a fragment is whole, the next has not begun", beginText("Hello"), false},
-        {"a control frame inside a message is not whole",
-         beginText("a") + ping("Hello").substr(0, 8), false},
-        {"a message is whole", text("Hello"), false},
-    };
-    for (const Row &row : rows) {
-        INFO(row.label);
-        MessageReader reader;
-        const Exact bytes(row.wire);
-        for (std::size_t i = 0; i < bytes.size(); ++i) {
-            Found found;
-            static_cast<void>(reader.read(bytes.data() + i, 1, kWide, found));
-        }
-        CHECK((reader.room(100).size > 0) == row.offered);
-        CHECK(reader.room(0).size == 0);
-        if (row.offered) CHECK(reader.room(100).size <= 3);
-    }
-}
-
-TEST_CASE("what was received into a room is not copied again") {
-    const std::string payload(100000, 'b');
-    const std::string wire = binary(payload);
-    for (const std::size_t first : {15U, 5000U}) {
-        CAPTURE(first);
-        MessageReader reader;
-        const Exact beginning(wire.substr(0, first));
-        Found found;
-        static_cast<void>(reader.read(beginning.data(), beginning.size(), kWide, found));
-        std::string_view rest = std::string_view(wire).substr(first);
-        while (!rest.empty()) {
-            const MessageReader::Room room = reader.room(200000);
-            REQUIRE(room.size > 0);
-            REQUIRE(room.size <= rest.size());
-            std::copy_n(rest.data(), room.size, room.bytes);
-            static_cast<void>(reader.read(room.bytes, room.size, kWide, found));
-            rest.remove_prefix(room.size);
-        }
-        REQUIRE(found.assembled);
-        const char *where = found.payload.data();
-        const Payload taken = reader.take();
-        CHECK(*taken == payload);
-        CHECK(taken->data() == where);
-    }
-}
-
-TEST_CASE("a message is received into a spare payload, if there is one for it") {
-    const std::string payload(100000, 'b'), old(120000, 'o');
-    for (const std::size_t first : {1U, 20000U, 99999U}) {
-        CAPTURE(first);
-        SparePayloads spares(kSpareBytes);
-        spares.giveBack(std::make_shared<std::string>(old));
-        const MessageReader::Limits limits{1 << 20, 16, &spares};
-        const Exact wire(binary(payload));
-        const std::size_t cut = wire.size() - payload.size() + first;
-        MessageReader reader;
-        Found found;
-        Heap::reset();
-        static_cast<void>(reader.read(wire.data(), cut, limits, found));
-        static_cast<void>(reader.read(wire.data() + cut, wire.size() - cut, limits, found));
-        const long most = Heap::most();
-        REQUIRE(found.assembled);
-        CHECK(*reader.take() == payload);
-        CHECK(reader.take() == nullptr);
-        const bool suits = 16 * first >= payload.size();  // of a few bytes nothing is known yet
-        CHECK((most == 0) == suits);
-        CHECK((spares.take(old.size()) == nullptr) == suits);
-    }
-}
-
-TEST_CASE("a reader holds memory only while something is unfinished") {
-    struct Row {
-        std::string label;
-        std::size_t first;  // bytes that come before a room is asked for
-        bool taken;
-    };
-    const std::string wire = binary(std::string(5000, 'b'));
-    const std::size_t header = wire.size() - 5000;
-    const Row rows[] = {
-        {"the message is taken", header + 100, true},
-        {"the message is not taken, the reader reads on", header + 100, false},
-        {"only its last byte came later, and it is taken", wire.size() - 1, true},
-        {"all but the header came later, and it is taken", header, true},
-        {"all but the header came later, and it is not taken", header, false},
-    };
-    for (const Row &row : rows) {
-        INFO(row.label);
-        MessageReader reader;
-        const Exact copy(wire), next(ping("p"));
-        Heap::reset();
-        Found found;
-        static_cast<void>(reader.read(copy.data(), row.first, kWide, found));
-        for (std::size_t at = row.first; at < copy.size();) {
-            const MessageReader::Room room = reader.room(5000);
-            const std::size_t size = room.size > 0 ? room.size : copy.size() - at;
-            if (room.size > 0) std::copy_n(copy.data() + at, size, room.bytes);
-            char *bytes = room.size > 0 ? room.bytes : copy.data() + at;
-            static_cast<void>(reader.read(bytes, size, kWide, found));
-            at += size;
-        }
-        const bool right = found.opcode == Opcode::binary && found.payload.size() == 5000 &&
-                           found.payload[4999] == 'b' && reader.idle();
-        if (row.taken && found.assembled) static_cast<void>(reader.take());
-        Found another;
-        static_cast<void>(reader.read(next.data(), next.size(), kWide, another));
-        const long held = Heap::held();
-        CHECK(right);
-        CHECK(another.opcode == Opcode::ping);
-        CHECK(held == 0);
-    }
-}
-
-TEST_CASE("what was found before is not found again") {
-    MessageReader reader;
-    Found found;
-    const Exact whole(text("Hello")), fragment(beginText("Hel"));
-    CHECK(reader.read(whole.data(), whole.size(), kWide, found).answer == Progress::done);
-    CHECK(found.payload == "Hello");
-    CHECK(reader.read(fragment.data(), fragment.size(), kWide, found).answer == Progress::done);
-    CHECK(found.opcode == Opcode::continuation);
-}
-
-TEST_CASE("each call reads one frame, so that whoever calls can count them") {
-    MessageReader reader;
-    const Exact bytes(beginText("a") + more("") + ping("p") + last("b") + text("c"));
-    std::string story;
+    std::vector<Opcode> opcodes;
     std::size_t used = 0;
-    int frames = 0;
-    for (; used < bytes.size(); ++frames) {
+    while (used < bytes.size()) {
         Found found;
         const Progress progress =
             reader.read(bytes.data() + used, bytes.size() - used, kWide, found);
         REQUIRE(progress.answer == Progress::done);
         used += progress.used;
-        if (found.opcode != Opcode::continuation) story += told(found.opcode, found.payload);
+        opcodes.push_back(found.opcode);
     }
-    CHECK(frames == 5);
     CHECK(used == bytes.size());
-    CHECK(story == "ping(p) text(ab) text(c) ");
+    CHECK(opcodes == std::vector<Opcode>{Opcode::continuation, Opcode::continuation, Opcode::ping,
+                                         Opcode::text, Opcode::text});
+}
+
+TEST_CASE("which bytes are used when more are needed") {
+    struct Row {
+        std::string label;
+        std::string wire;
+        std::size_t used;
+        bool idle;
+    };
+    const std::string five = text("Hello"), long16 = text(std::string(126, 't'));
+    const Row rows[] = {
+        {"nothing", "", 0, true},
+        {"a header that is not whole", five.substr(0, 5), 0, true},
+        {"a longer header that is not whole", long16.substr(0, 7), 0, true},
+        {"a header alone", five.substr(0, 6), 6, false},
+        {"a payload that is not whole", five.substr(0, 10), 10, false},
+        {"a control frame that is not whole", ping("Hello").substr(0, 10), 0, true},
+    };
+    for (const Row &row : rows) {
+        INFO(row.label);
+        MessageReader reader;
+        Found found;
+        const Progress progress = readAll(reader, row.wire, found);
+        CHECK(progress.answer == Progress::needMore);
+        CHECK(progress.used == row.used);
+        CHECK(reader.idle() == row.idle);
+    }
+}
+
+TEST_CASE("a reader is idle between messages, not between the frames of one") {
+    MessageReader reader;
+    Found found;
+    CHECK(reader.idle());
+    CHECK(readAll(reader, beginText("a"), found).answer == Progress::done);
+    CHECK_FALSE(reader.idle());
+    CHECK(readAll(reader, ping("p"), found).answer == Progress::done);
+    CHECK_FALSE(reader.idle());
+    CHECK(readAll(reader, last("b"), found).answer == Progress::done);
+    CHECK(reader.idle());
+}
+
+// --- memory ---
+
+TEST_CASE("a control payload is found in the bytes given, and allocates nothing") {
+    MessageReader reader;
+    for (const std::string &wire :
+         {ping("Hello"), close("\x03\xE8"), pong(std::string(125, 'p'))}) {
+        const Exact bytes(wire);
+        Found found;
+        Heap::reset();
+        const Progress progress = reader.read(bytes.data(), bytes.size(), kWide, found);
+        const long most = Heap::most();
+        CHECK(progress.used == bytes.size());
+        CHECK(found.payload.data() == bytes.data() + 6);
+        CHECK(most == 0);
+    }
+}
+
+TEST_CASE("a declared length allocates nothing; what has arrived, at most sixteen times that") {
+    const std::string wire = frame(0x82, std::string(20000, 'b'), 1 << 20);
+    const std::size_t header = wire.size() - 20000;
+    for (const std::size_t arrived : {0U, 1U, 2U, 100U, 1000U, 20000U}) {
+        CAPTURE(arrived);
+        const auto bytes = static_cast<long>(arrived);
+        for (const bool whole : {true, false}) {
+            CAPTURE(whole);
+            MessageReader reader;
+            const Exact copy(wire.substr(0, header + arrived));
+            const std::size_t step = whole ? std::max<std::size_t>(arrived, 1) : 1;
+            Found found;
+            Heap::reset();
+            static_cast<void>(reader.read(copy.data(), header, kWide, found));
+            for (std::size_t i = header; i < copy.size(); i += step)
+                static_cast<void>(reader.read(copy.data() + i, step, kWide, found));
+            const long held = Heap::held(), most = Heap::most();
+            CHECK(held <= 16 * bytes + kString);
+            CHECK(most <= 17 * bytes + kString);  // the old memory and the new, when it grows
+        }
+    }
+}
+
+TEST_CASE("a message that comes in one piece takes its own size, in one allocation") {
+    for (const std::size_t size : {100U, 70'000U}) {
+        CAPTURE(size);
+        const std::string wire = binary(std::string(size, 'b'));
+        MessageReader reader;
+        const Exact bytes(wire);
+        Found found;
+        Heap::reset();
+        static_cast<void>(reader.read(bytes.data(), bytes.size(), kWide, found));
+        const long most = Heap::most();
+        CHECK(found.opcode == Opcode::binary);
+        CHECK(most <= static_cast<long>(size) + kString);
+    }
+}
+
+TEST_CASE("when a sixteenth of a frame has arrived, there is room for all of it") {
+    const std::string payload(160'000, 'b'), wire = binary(payload);
+    const std::size_t first = wire.size() - payload.size() + 10'000;
+    MessageReader reader;
+    const Exact bytes(wire);
+    Found found;
+    static_cast<void>(reader.read(bytes.data(), first, kWide, found));
+    const char *const memory = reader.message->data();
+    Heap::reset();
+    for (std::size_t i = first; i < bytes.size(); i += 10'000)
+        static_cast<void>(reader.read(bytes.data() + i, 10'000, kWide, found));
+    const long most = Heap::most();
+    CHECK(*reader.message == payload);
+    CHECK(reader.message->data() == memory);
+    CHECK(most == 0);
+}
+
+TEST_CASE("the memory of the last message serves for the next one") {
+    for (const std::size_t cut : {0U, 1U, 20'000U, 99'999U}) {
+        CAPTURE(cut);
+        const std::string payload(100'000, 'b'), wire = binary(payload);
+        const std::size_t first = wire.size() - payload.size() + cut;
+        MessageReader reader;
+        reader.message = memoryOf(120'000);
+        const char *const memory = reader.message->data();
+        const Exact bytes(wire);
+        Found found;
+        Heap::reset();
+        const Progress begun = reader.read(bytes.data(), first, kWide, found);
+        const Progress ended =
+            reader.read(bytes.data() + first, bytes.size() - first, kWide, found);
+        const long most = Heap::most();
+        CHECK(begun.answer == Progress::needMore);
+        CHECK(ended.answer == Progress::done);
+        CHECK(*reader.message == payload);
+        CHECK(reader.message->data() == memory);
+        CHECK(most == 0);
+    }
+}
+
+TEST_CASE("a small message does not keep the memory of a large one") {
+    struct Row {
+        std::string label;
+        std::size_t memory, size;
+        bool kept;
+    };
+    const Row rows[] = {
+        {"an empty message in little memory", 4096, 0, true},
+        {"an empty message in more", 5000, 0, false},
+        {"a message of a few bytes", 1'000'000, 10, false},
+        {"a message of less than half", 1'000'000, 490'000, false},
+        {"a message of half", 1'000'000, 500'000, true},
+    };
+    for (const Row &row : rows) {
+        INFO(row.label);
+        MessageReader reader;
+        reader.message = memoryOf(row.memory);
+        const char *const memory = reader.message->data();
+        Found found;
+        CHECK(readAll(reader, binary(std::string(row.size, 'b')), found).answer == Progress::done);
+        CHECK(*reader.message == std::string(row.size, 'b'));
+        CHECK((reader.message->data() == memory) == row.kept);
+        CHECK(reader.message->capacity() <= 2 * row.size + 4096);
+    }
+}
+
+TEST_CASE("whatever the message holds before is overwritten") {
+    for (const std::string &old : {std::string("old"), std::string(1000, '\xFF')}) {
+        const std::pair<std::string, std::string> rows[] = {
+            {text(""), ""},
+            {text("Hello"), "Hello"},
+            {beginText("Hel") + ping("p") + last("lo"), "Hello"},
+            {beginText("") + last(std::string(200, 't')), std::string(200, 't')},
+        };
+        for (const auto &[wire, payload] : rows) {
+            MessageReader reader;
+            reader.message = std::make_shared<std::string>(old);
+            const Exact bytes(wire);
+            Found found;
+            for (std::size_t used = 0; used < bytes.size();) {
+                found = {};
+                const std::size_t rest = bytes.size() - used;
+                used += reader.read(bytes.data() + used, rest, kWide, found).used;
+            }
+            CHECK(found.opcode == Opcode::text);
+            CHECK(*reader.message == payload);
+        }
+    }
+}
+
+TEST_CASE("a reader has no memory but its message") {
+    MessageReader reader;
+    Found found;
+    const Exact one(beginBinary(std::string(5000, 'b'))), two(last(std::string(5000, 'c')));
+    Heap::reset();
+    static_cast<void>(reader.read(one.data(), one.size(), kWide, found));
+    static_cast<void>(reader.read(two.data(), two.size(), kWide, found));
+    const std::size_t size = reader.message->size();
+    reader.message = nullptr;
+    const long held = Heap::held();
+    CHECK(size == 10'000);
+    CHECK(held == 0);
 }

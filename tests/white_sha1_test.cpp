@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: MIT
 // Extendible WebSocket Server
 
-// SHA-1 (section 16): the examples of NIST, and every way a message can meet the end of
-// a block.
+// SHA-1 (section 16): NIST's examples, and messages that end before, at and behind the end of a
+// block.
 
 #include "white.h"
 
@@ -25,7 +25,7 @@ TEST_CASE("the digests that NIST publishes for FIPS 180-4") {
     const Row rows[] = {
         {"no bits at all", "", "da39a3ee5e6b4b0d3255bfef95601890afd80709"},
         {"one block: 24 bits", "abc", "a9993e364706816aba3e25717850c26c9cd0d89d"},
-        {"two blocks: 448 bits, so that the length no longer fits the first",
+        {"two blocks: 448 bits, so that the length does not fit the first",
          "abcdbcdecdefdefgefghfghighijhijkijkljklmklmnlmnomnopnopq",
          "84983e441c3bd26ebaae4aa1f95129e5e54670f1"},
         {"two blocks: 896 bits",
@@ -41,7 +41,7 @@ TEST_CASE("the digests that NIST publishes for FIPS 180-4") {
     }
 }
 
-TEST_CASE("the letter a, as often as it takes to come to the end of a block") {
+TEST_CASE("messages that end near the end of a block") {
     struct Row {
         std::size_t size;
         const char *digest;  // by coreutils' sha1sum
@@ -71,7 +71,7 @@ TEST_CASE("bytes are unsigned: all 256 of them, by coreutils' sha1sum") {
     CHECK(hexDigest(all) == "4916d6bdb7f78e6803698cab32d1586ea457dfc8");
 }
 
-TEST_CASE("the digest of RFC 6455 1.3, step by step") {
+TEST_CASE("the digest of RFC 6455 1.3") {
     CHECK(hexDigest("dGhlIHNhbXBsZSBub25jZQ==258EAFA5-E914-47DA-95CA-C5AB0DC85B11") ==
           "b37a4f2cc0624f1690f64606cf385945b2bec4ea");
 }

@@ -1,24 +1,24 @@
 // SPDX-License-Identifier: MIT
 // Extendible WebSocket Server
 
-// UTF-8 (section 14): RFC 3629 against an oracle that computes with code points and knows
-// no table of bytes. "At which byte" is the number of bytes that it takes to say no.
+// UTF-8 (section 14): RFC 3629, compared with an oracle that computes with code points and has
+// no table of bytes. The byte at which a text is refused is the first one that makes it invalid.
 
 #include "white.h"
 
 namespace {
 
 struct Verdict {
-    std::size_t badAt = 0;  // says no with this many bytes; 0: not at all
-    bool complete = true;
+    std::size_t badAt = 0;  // how many bytes it takes to refuse it; 0: it is not refused
+    bool complete = true;   // and does not end inside a character
     bool operator==(const Verdict &other) const {
         return badAt == other.badAt && complete == other.complete;
     }
 };
 
-// The lead byte says how many bytes a character has; its bits and those of the bytes
-// behind it are the code point. After each byte: can any code point still come of it that
-// is allowed and needs that many bytes?
+// The lead byte says how many bytes a character has; its bits and those of the bytes behind it
+// are the code point. Each byte is fine if the character can still become a code point that is
+// allowed and needs that many bytes.
 Verdict oracle(std::string_view text) {
     constexpr long kSmallest[] = {0, 0, 0x80, 0x800, 0x10000};
     Verdict verdict;
@@ -46,27 +46,29 @@ Verdict oracle(std::string_view text) {
 
 // Byte by byte, each in a buffer of its own.
 Verdict byteByByte(std::string_view text) {
-    Utf8Check check;
-    for (std::size_t i = 0; i < text.size(); ++i)
-        if (!check.feed(Exact(text.substr(i, 1)).view())) return {i + 1, false};
-    return {0, check.complete()};
+    Utf8State state = kBetweenCharacters;
+    for (std::size_t i = 0; i < text.size(); ++i) {
+        state = checkUtf8(Exact(text.substr(i, 1)).view(), state);
+        if (state == kInvalid) return {i + 1, false};
+    }
+    return {0, state == kBetweenCharacters};
 }
 
-// In two pieces. They tell in which of the two the bad byte is; it is the oracle's.
+// In two pieces, of which the one with the oracle's bad byte must be refused; and what is
+// invalid stays so.
 bool cutAgrees(std::string_view text, std::size_t cut, const Verdict &expected) {
-    Utf8Check check;
     const Exact first(text.substr(0, cut)), second(text.substr(cut));
-    const bool firstFine = check.feed(first.view());
-    if (firstFine != (expected.badAt == 0 || expected.badAt > cut)) return false;
-    if (!firstFine) return true;
-    const bool fine = check.feed(second.view());
-    return fine == (expected.badAt == 0) && (!fine || check.complete() == expected.complete);
+    const Utf8State between = checkUtf8(first.view(), kBetweenCharacters);
+    if ((between == kInvalid) != (expected.badAt != 0 && expected.badAt <= cut)) return false;
+    const Utf8State end = checkUtf8(second.view(), between);
+    return (end == kInvalid) == (expected.badAt != 0) &&
+           (end == kBetweenCharacters) == expected.complete;
 }
 
 bool allCutsAgree(std::string_view text, const Verdict &expected) {
     for (std::size_t cut = 0; cut <= text.size(); ++cut)
         if (!cutAgrees(text, cut, expected)) return false;
-    return isUtf8(Exact(text).view()) == (expected.badAt == 0 && expected.complete);
+    return isUtf8(Exact(text).view()) == expected.complete;
 }
 
 bool agrees(std::string_view text) {
@@ -88,7 +90,7 @@ int sizeOf(long code) { return code < 0x80 ? 1 : code < 0x800 ? 2 : code < 0x100
 
 }  // namespace
 
-TEST_CASE("texts, and at which byte each is refused") {
+TEST_CASE("texts, and the byte at which each is refused") {
     struct Row {
         std::string label;
         const char *hex;
@@ -97,7 +99,7 @@ TEST_CASE("texts, and at which byte each is refused") {
     };
     const Row rows[] = {
         // clang-format off
-        {"nothing is a text", "", 0, true},
+        {"an empty text", "", 0, true},
         {"RFC 3629 7: A, not identical to, Alpha, full stop", "41 e289a2 ce91 2e", 0, true},
         {"RFC 3629 7: Korean", "ed959c eab5ad ec96b4", 0, true},
         {"RFC 3629 7: Japanese", "e697a5 e69cac e8aa9e", 0, true},
@@ -110,7 +112,7 @@ TEST_CASE("texts, and at which byte each is refused") {
         {"U+0800, the first of three", "e0a080", 0, true},
         {"U+D7FF, the last before the surrogates", "ed9fbf", 0, true},
         {"U+E000, the first behind the surrogates", "ee8080", 0, true},
-        {"U+FFFE is no character, but may be sent", "efbfbe", 0, true},
+        {"U+FFFE is not a character, but may be sent", "efbfbe", 0, true},
         {"U+FFFF, the last of three", "efbfbf", 0, true},
         {"U+10000, the first of four", "f0908080", 0, true},
         {"U+10FFFF, the last of all", "f48fbfbf", 0, true},
@@ -119,23 +121,23 @@ TEST_CASE("texts, and at which byte each is refused") {
         {"three bytes of four", "f09f98", 0, false},
         {"a continuation byte alone", "80", 1, false},
         {"a continuation byte too many", "41 c3a4 a4", 4, false},
-        {"U+0000 in two bytes, as Java likes it: no C0", "c080", 1, false},
-        {"U+007F in two bytes: no C1", "c1bf", 1, false},
-        {"U+07FF in three bytes: the second tells it", "e09fbf", 2, false},
-        {"U+FFFF in four bytes: the second tells it", "f08fbfbf", 2, false},
-        {"U+D800, the first surrogate: the second byte tells it", "eda080", 2, false},
-        {"U+DFFF, the last surrogate: the second byte tells it", "edbfbf", 2, false},
+        {"U+0000 in two bytes, as Java writes it", "c080", 1, false},
+        {"U+007F in two bytes", "c1bf", 1, false},
+        {"U+07FF in three bytes: the second one shows it", "e09fbf", 2, false},
+        {"U+FFFF in four bytes: the second one shows it", "f08fbfbf", 2, false},
+        {"U+D800, the first surrogate: the second byte shows it", "eda080", 2, false},
+        {"U+DFFF, the last surrogate: the second byte shows it", "edbfbf", 2, false},
         {"a pair of surrogates (CESU-8)", "eda081 edb080", 2, false},
-        {"U+110000, one too far: the second byte tells it", "f4908080", 2, false},
-        {"U+140000: no F5", "f5808080", 1, false},
-        {"a lead byte of five", "f888808080", 1, false},
-        {"a lead byte of six", "fc8480808080", 1, false},
-        {"no FE", "fe", 1, false},
-        {"no FF", "ff", 1, false},
+        {"U+110000, one too far: the second byte shows it", "f4908080", 2, false},
+        {"U+140000, behind F5", "f5808080", 1, false},
+        {"a lead byte of five bytes", "f888808080", 1, false},
+        {"a lead byte of six bytes", "fc8480808080", 1, false},
+        {"FE, which no character has", "fe", 1, false},
+        {"FF, which no character has", "ff", 1, false},
         {"a lead byte where a continuation belongs", "c3c3a4", 2, false},
         {"ASCII where a continuation belongs", "e28241", 3, false},
         {"ASCII for the last of four", "f09f9841", 4, false},
-        {"the range of the second byte ends with it",
+        {"narrow ranges are those of the second byte only",
          "e0a0bf ed9fbf f090bfbf f48f8080 c3bf", 0, true},
         {"Autobahn's case 6.3: a Greek word, then a surrogate",
          "cebae1bdb9cf83cebc ceb5 eda080 656469746564", 13, false},
@@ -153,7 +155,7 @@ TEST_CASE("texts, and at which byte each is refused") {
     }
 }
 
-TEST_CASE("every code point is valid, but for the surrogates") {
+TEST_CASE("every code point is valid, except the surrogates") {
     for (long code = 0; code <= 0x10FFFF; ++code) {
         const bool surrogate = code >= 0xD800 && code <= 0xDFFF;
         if (isUtf8(inBytes(code, sizeOf(code))) == surrogate) FAIL("U+" << std::hex << code);
@@ -168,7 +170,7 @@ TEST_CASE("no code point is valid in more bytes than it needs, and none above U+
         if (isUtf8(inBytes(code, 4))) FAIL("U+" << std::hex << code);
 }
 
-TEST_CASE("every lead byte, and every byte behind it") {
+TEST_CASE("all pairs of a first and a second byte") {
     for (int lead = 0; lead < 256; ++lead)
         for (int second = 0; second < 256; ++second) {
             const std::string text{static_cast<char>(lead), static_cast<char>(second)};
@@ -177,7 +179,7 @@ TEST_CASE("every lead byte, and every byte behind it") {
         }
 }
 
-TEST_CASE("every sequence of three and four bytes from those at the borders") {
+TEST_CASE("all sequences of three and four bytes at the ends of the ranges") {
     const std::string borders =
         fromHex("00 7f 80 8f 90 9f a0 bf c0 c1 c2 df e0 e1 ec ed ee ef f0 f3 f4 f5 ff");
     std::string text(4, '\0');
@@ -194,7 +196,7 @@ TEST_CASE("every sequence of three and four bytes from those at the borders") {
             }
 }
 
-TEST_CASE("a character that is not ASCII, at every place of the steps of eight bytes") {
+TEST_CASE("a character that is not ASCII, at every place in the steps of eight bytes") {
     const char *kinds[] = {"80", "ff", "c3", "c3a4", "e282ac", "eda080", "f09f9880", "f4908080"};
     for (const char *kind : kinds)
         for (std::size_t before = 0; before <= 40; ++before)
@@ -205,7 +207,7 @@ TEST_CASE("a character that is not ASCII, at every place of the steps of eight b
             }
 }
 
-TEST_CASE("texts of random characters, with and without a random byte in them") {
+TEST_CASE("random texts, with and without a random byte in them") {
     Chance chance;
     for (int round = 0; round < 3000; ++round) {
         std::string text;
@@ -220,7 +222,7 @@ TEST_CASE("texts of random characters, with and without a random byte in them") 
     }
 }
 
-TEST_CASE("a text is cut between two characters, no sooner than it must be") {
+TEST_CASE("a text is cut between two characters, as late as possible") {
     const std::string text = "a\u00E4\u20AC\U0001F600";  // 1, 2, 3 and 4 bytes
     const std::size_t ends[] = {0, 1, 1, 3, 3, 3, 6, 6, 6, 6, 10, 10};
     for (std::size_t size = 0; size < 12; ++size)
