@@ -17,20 +17,23 @@ namespace {
 class Feeder {
   public:
     Feeder(const MessageReader::Limits &limits, unsigned seed) : limits_(limits), chance_(seed) {}
-    void whole(std::string_view bytes) { feed(std::string(bytes)); }
+    void whole(std::string_view bytes) { feed(bytes); }
     void pieces(std::string_view bytes, std::size_t most);
-    void roomy(std::string_view bytes, std::size_t most);
+    bool swapsMemory = false;  // whether the reader gets other memory whenever it may
     Outcome outcome;
 
   private:
     std::size_t below(std::size_t end) { return chance_() % end; }
     void feed(std::string_view piece);
-    void read(char *bytes, std::size_t size);
     void note(const MessageReader::Found &found);
+    void checkMemory() const;
 
     MessageReader::Limits limits_;
     std::minstd_rand chance_;
     MessageReader reader_;
+    std::string kept_;           // bytes that the reader has not used yet
+    std::size_t fed_ = 0;        // bytes that it was given so far
+    std::size_t lent_ = kSmall;  // the largest memory that it was given
 };
 
 void Feeder::pieces(std::string_view bytes, std::size_t most) {
@@ -41,55 +44,59 @@ void Feeder::pieces(std::string_view bytes, std::size_t most) {
     }
 }
 
-// As WSLoop::readFrom() does it: first into the room that the reader offers, then, for what
-// does not fit, into a buffer of our own.
-void Feeder::roomy(std::string_view bytes, std::size_t most) {
-    while (!bytes.empty() && outcome.code == 0) {
-        const std::size_t asked = 1 + below(most);
-        const MessageReader::Room room = reader_.room(asked);
-        check(room.size <= asked, "the reader offers no more room than was asked for");
-        const std::size_t got = std::min(bytes.size(), 1 + below(asked));
-        const std::size_t inRoom = std::min(got, room.size);
-        std::copy_n(bytes.data(), inRoom, room.bytes);
-        if (inRoom > 0) read(room.bytes, inRoom);
-        if (got > inRoom && outcome.code == 0) feed(bytes.substr(inRoom, got - inRoom));
-        bytes.remove_prefix(got);
-        if (reader_.idle() && below(2) == 0) reader_ = MessageReader();
-    }
-}
-
-// Reads from a heap buffer of exactly that size, which the reader may change.
+// As WSLoop::read() does it: what was not used before comes first. The bytes lie in a heap
+// buffer of exactly their size, which the reader may change.
 void Feeder::feed(std::string_view piece) {
-    const std::unique_ptr<char[]> bytes(new char[piece.size()]);
-    std::copy(piece.begin(), piece.end(), bytes.get());
-    read(bytes.get(), piece.size());
-}
-
-void Feeder::read(char *bytes, std::size_t size) {
-    for (;;) {
+    const std::string all = std::exchange(kept_, {}).append(piece);
+    const std::unique_ptr<char[]> bytes(new char[all.size()]);
+    std::copy(all.begin(), all.end(), bytes.get());
+    fed_ += piece.size();
+    for (std::size_t used = 0; outcome.code == 0;) {
         MessageReader::Found found;
-        const Progress progress = reader_.read(bytes, size, limits_, found);
-        check(progress.used <= size, "no more bytes are used than there are");
+        const Progress progress =
+            reader_.read(bytes.get() + used, all.size() - used, limits_, found);
+        used += progress.used;
+        check(used <= all.size(), "no more bytes are used than there are");
+        checkMemory();
         if (progress.answer == Progress::bad) {
             outcome.code = progress.code;
             check(std::strlen(progress.reason) > 0, "a failure has a reason");
+        } else if (progress.answer == Progress::done) {
+            check(progress.used > 0, "what is found has used bytes");
+            if (found.opcode != Opcode::continuation) note(found);
+        } else {
+            kept_.assign(bytes.get() + used, all.size() - used);
+            check(kept_.size() < kMaxFrameHeader + 4 + kMaxControlPayload,
+                  "only a header or a control frame is given twice");
+            return;
         }
-        if (progress.answer != Progress::done) return;
-        check(progress.used > 0, "what is found has used bytes");
-        if (found.opcode != Opcode::continuation) note(found);
-        bytes += progress.used;
-        size -= progress.used;
     }
 }
 
 void Feeder::note(const MessageReader::Found &found) {
     const bool control = found.opcode >= Opcode::close;
-    check(found.payload.size() <= (control ? kMaxControlPayload : limits_.maxMessageBytes),
+    const std::string_view payload = control ? found.payload : *reader_.message;
+    check(control || reader_.idle(), "no message is begun where one ends");
+    check(payload.size() <= (control ? kMaxControlPayload : limits_.maxMessageBytes),
           "what is found is within the limits");
-    check(found.opcode != Opcode::text || isText(found.payload), "text is UTF-8");
-    outcome.add(found.opcode, found.payload);
-    if (found.assembled && below(2) == 0)
-        check(*reader_.take() == outcome.found.back().second, "what is taken is what was found");
+    check(found.opcode != Opcode::text || isText(payload), "text is UTF-8");
+    check(control || reader_.message->capacity() <= 2 * payload.size() + kSmall,
+          "a message holds little more memory than its size");
+    outcome.add(found.opcode, payload);
+    if (!swapsMemory || !reader_.idle()) return;
+    if (below(2) == 0) return reader_.message.reset();
+    const std::size_t size = below(4 * kSmall);
+    reader_.message = std::make_shared<std::string>(size, '?');
+    lent_ = std::max(lent_, size);
+}
+
+// A declared length allocates nothing: memory is in proportion to what has arrived. (Strings grow
+// to twice what they had, at least.)
+void Feeder::checkMemory() const {
+    constexpr std::size_t kMostGrowth = 16;
+    if (!reader_.message) return;
+    check(reader_.message->capacity() <= 2 * std::max(lent_, kMostGrowth * fed_),
+          "memory is allocated for what has arrived");
 }
 
 // --- what was found -----------------------------------------------------------------------
@@ -114,8 +121,8 @@ void checkClose(std::string_view payload) {
 
 // The header that the server would send; with a mask it is a client's, and must be readable.
 void checkHeader(Opcode opcode, std::size_t length) {
-    std::string bytes(frameHeaderSize(length), '\0');
-    encodeFrameHeader(bytes.data(), opcode, length);
+    std::string bytes(kMaxFrameHeader, '\0');
+    bytes.resize(encodeFrameHeader(bytes.data(), opcode, length));
     check((bytes[1] & 0x80) == 0, "the server's frames are not masked");
     bytes[1] = static_cast<char>(bytes[1] | '\x80');
     FrameHeader header;
@@ -135,15 +142,16 @@ extern "C" int LLVMFuzzerTestOneInput(const unsigned char *data, std::size_t siz
     const std::string_view bytes = input.bytes(size);
 
     const Outcome expected = Reference(bytes, limits).outcome;
-    Feeder whole(limits, seed), bytewise(limits, seed), pieces(limits, seed), roomy(limits, seed);
+    Feeder whole(limits, seed), bytewise(limits, seed), pieces(limits, seed), swaps(limits, seed);
     whole.whole(bytes);
     check(whole.outcome == expected, "both decoders find the same");
     bytewise.pieces(bytes, 1);
     check(bytewise.outcome == expected, "the same is found byte by byte");
     pieces.pieces(bytes, 1 + seed);
     check(pieces.outcome == expected, "the same is found in pieces");
-    roomy.roomy(bytes, 2 + 4 * seed);
-    check(roomy.outcome == expected, "the same is found in the room that the reader offers");
+    swaps.swapsMemory = true;
+    swaps.pieces(bytes, 2 + 4 * seed);
+    check(swaps.outcome == expected, "the same is found in whatever memory the reader is given");
 
     for (const auto &[opcode, payload] : expected.found) {
         checkHeader(opcode, payload.size());

@@ -150,6 +150,29 @@ void checkRequestOf(std::string_view text, const RequestHead &head) {
           "decoding makes no text longer");
 }
 
+// Goes through X-Forwarded-For from the right, for as long as a proxy is trusted: its own peer
+// only, or every address.
+void checkClient(const RequestHead &head) {
+    const std::string list = fieldValue(head, "X-Forwarded-For");
+    const std::vector<std::string_view> elements = splitList(list, ',');
+    for (const std::string peer : {"192.0.2.1", "2001:db8::1", "unix"}) {
+        check(clientAddress(peer, {}, head) == peer, "without trusted proxies, nothing is read");
+        for (const bool all : {false, true}) {
+            std::vector<Network> trusted{*parseNetwork(peer)};
+            if (all)
+                trusted.insert(trusted.end(), {*parseNetwork("0.0.0.0/0"), *parseNetwork("::/0")});
+            std::string client = peer;
+            for (std::size_t i = elements.size(); i-- > 0 && (all || client == peer);) {
+                const auto address = parseAddress(withoutPort(elements[i]));
+                if (!address) break;
+                client = encodeAddress(*address);
+            }
+            check(clientAddress(peer, trusted, head) == client,
+                  "a client is the first from the right that is not a trusted proxy");
+        }
+    }
+}
+
 // Gives any text to the small parsers.
 void checkParts(std::string_view text) {
     std::string_view host, port;
@@ -170,10 +193,15 @@ void checkParts(std::string_view text) {
         check(again == bytes && base64Encode(*bytes).size() == text.size(),
               "decoded base64 can be encoded again");
     }
-    for (const auto &split : {splitList, splitFromRight})
-        for (const std::string_view element : split(text, ','))
-            check(!element.empty() && trim(element) == element,
-                  "elements are trimmed and not empty");
+    if (const auto network = parseNetwork(text)) {
+        check(network->bits <= 128 && isIn(*network, network->address),
+              "a network has its own address");
+        if (network->address)
+            check(parseAddress(encodeAddress(*network->address)) == network->address,
+                  "an encoded address can be parsed");
+    }
+    for (const std::string_view element : splitList(text, ','))
+        check(!element.empty() && trim(element) == element, "elements are trimmed and not empty");
     check(decodePercent(text).size() <= text.size(), "decoding makes no text longer");
 }
 
@@ -197,6 +225,7 @@ extern "C" int LLVMFuzzerTestOneInput(const unsigned char *data, std::size_t siz
     checkAccepted(text, whole.head);
     checkHandshake(whole.head);
     checkRequestOf(text, whole.head);
+    checkClient(whole.head);
     for (const Field &field : whole.head.fields) checkParts(field.value);
     return 0;
 }
