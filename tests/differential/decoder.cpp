@@ -4,11 +4,10 @@
 // The server's frame decoder alone, for differential.py. It reads streams of bytes from
 // standard input and prints what they contain. A case is a line of numbers
 //
-//     maxMessageBytes maxFragments direct pieces size...
+//     maxMessageBytes maxFragments pieces size...
 //
 // followed by the bytes of all its pieces. They are read as the server reads what recv()
-// returns; if `direct` is 1, into the room that the reader offers while it offers any. The
-// answer is a line with its size, then one line for each message and control frame
+// returns. The answer is a line with its size, then one line for each message and control frame
 //
 //     text|binary|ping|pong SIZE PAYLOAD
 //
@@ -31,13 +30,12 @@ namespace {
 
 struct Case {
     MessageReader::Limits limits{};
-    bool direct = false;
     std::vector<std::size_t> sizes;
 };
 
 bool readCase(std::istream &in, Case &c) {
     std::size_t pieces = 0;
-    in >> c.limits.maxMessageBytes >> c.limits.maxFragments >> c.direct >> pieces;
+    in >> c.limits.maxMessageBytes >> c.limits.maxFragments >> pieces;
     c.sizes.resize(in ? pieces : 0);
     for (std::size_t &size : c.sizes) in >> size;
     in.get();  // the end of the line
@@ -47,52 +45,48 @@ bool readCase(std::istream &in, Case &c) {
 // The decoder of one connection.
 class Decoder {
   public:
-    explicit Decoder(const Case &c) : limits_(c.limits), direct_(c.direct) {}
+    explicit Decoder(const Case &c) : limits_(c.limits) {}
 
-    // What the server does after one recv(). The bytes lie in buffers of exactly their size,
-    // so that the address sanitizer sees an over-read.
+    // What the server does after one recv(): what was not used before comes first. The bytes lie
+    // in a buffer of exactly their size, so that the address sanitizer sees an over-read.
     void receive(std::string_view bytes) {
-        const MessageReader::Room room =
-            direct_ ? reader_.room(bytes.size()) : MessageReader::Room{};
-        if (room.size > 0) {
-            std::copy_n(bytes.data(), room.size, room.bytes);
-            readFrames(room.bytes, room.size);
-        }
-        bytes.remove_prefix(room.size);
-        const std::unique_ptr<char[]> rest(new char[bytes.size()]);
-        std::copy(bytes.begin(), bytes.end(), rest.get());
-        readFrames(rest.get(), bytes.size());
+        const std::string all = std::exchange(kept_, {}).append(bytes);
+        const std::unique_ptr<char[]> exact(new char[all.size()]);
+        std::copy(all.begin(), all.end(), exact.get());
+        const std::size_t used = readFrames(exact.get(), all.size());
+        kept_.assign(exact.get() + used, all.size() - used);
     }
 
     std::string answer() const { return events_ + (end_.empty() ? "more" : end_) + '\n'; }
 
   private:
-    void readFrames(char *bytes, std::size_t size) {
+    std::size_t readFrames(char *bytes, std::size_t size) {
+        std::size_t used = 0;
         while (end_.empty()) {
             MessageReader::Found found;
-            const Progress progress = reader_.read(bytes, size, limits_, found);
-            if (progress.answer == Progress::needMore) return;
+            const Progress progress = reader_.read(bytes + used, size - used, limits_, found);
+            used += progress.used;
+            if (progress.answer == Progress::needMore) break;
             if (progress.answer == Progress::bad) fail(progress.code);
             else received(found);
-            bytes += progress.used;
-            size -= progress.used;
         }
+        return used;
     }
 
     void received(const MessageReader::Found &found) {
         switch (found.opcode) {
         case Opcode::continuation: break;  // a frame, but no complete message
-        case Opcode::text: note("text", found); break;
-        case Opcode::binary: note("binary", found); break;
-        case Opcode::ping: note("ping", found); break;
-        case Opcode::pong: note("pong", found); break;
+        case Opcode::text: note("text", *reader_.message); break;
+        case Opcode::binary: note("binary", *reader_.message); break;
+        case Opcode::ping: note("ping", found.payload); break;
+        case Opcode::pong: note("pong", found.payload); break;
         case Opcode::close: receivedClose(found.payload); break;
         }
     }
 
-    void note(const char *what, const MessageReader::Found &found) {
-        const std::string payload = found.assembled ? *reader_.take() : std::string(found.payload);
-        events_ += what + (' ' + std::to_string(payload.size())) + ' ' + payload + '\n';
+    void note(const char *what, std::string_view payload) {
+        events_ += what + (' ' + std::to_string(payload.size())) + ' ';
+        events_.append(payload) += '\n';
     }
 
     void receivedClose(std::string_view payload) {
@@ -106,7 +100,7 @@ class Decoder {
 
     MessageReader reader_;
     MessageReader::Limits limits_;
-    bool direct_;
+    std::string kept_;  // bytes that the reader has not used yet
     std::string events_, end_;
 };
 

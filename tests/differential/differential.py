@@ -227,7 +227,7 @@ class Case:
         some = self.cut(chance, chance.randint(1, 6))
         many = self.cut(chance, min(len(self.stream), chance.choice([20, 100, 300])))
         self.pieces = some
-        self.deliveries = [([self.stream], 0), (some, 0), (some, 1), (many, chance.randrange(2))]
+        self.deliveries = [[self.stream], some, many]
 
     def cut(self, chance, pieces):
         cuts = sorted(chance.choices(range(len(self.stream) + 1), k=max(pieces - 1, 0)))
@@ -236,8 +236,8 @@ class Case:
     def __bytes__(self):
         """All deliveries, as decoder.cpp reads them."""
         out = b''
-        for pieces, direct in self.deliveries:
-            numbers = [self.most, self.fragments, direct, len(pieces), *map(len, pieces)]
+        for pieces in self.deliveries:
+            numbers = [self.most, self.fragments, len(pieces), *map(len, pieces)]
             out += b' '.join(b'%d' % number for number in numbers) + b'\n' + self.stream
         return out
 
@@ -557,8 +557,8 @@ def check(case, ours, seen):
     what is unexplained."""
     if len(set(ours)) > 1:
         print(f'--- the result depends on the pieces in {shown(case)}')
-        for (pieces, direct), answer in zip(case.deliveries, ours):
-            print(f'  in {len(pieces)} pieces, direct {direct}: {short(repr(answer))}')
+        for pieces, answer in zip(case.deliveries, ours):
+            print(f'  in {len(pieces)} pieces: {short(repr(answer))}')
         return False
     theirs = Theirs(case)
     answer, rows = expected(theirs)
