@@ -251,14 +251,25 @@ class Pinger : public Client {
     std::uint64_t pinged_ = 0, ponged_ = 0;
 };
 
-// Says nothing, and is disconnected as idle.
+// Counts as idle most of the time, but there is room: so it is still there when it speaks.
 class Sleeper : public Client {
   public:
     using Client::Client;
 
   protected:
     void connected() override { send(upgrade("/sleep")); }
-    void opened() override { expectClose(1001); }
+    void opened() override {
+        expect("its own alarm");
+        wakeIn(world_.moment(1500, 5000));
+    }
+    void alarmed() override {
+        sendText("awake");
+        expect("the echo of its message");
+    }
+    void heard(std::string_view text, bool) override {
+        if (text != "awake") return complain("heard a wrong echo");
+        leave(1000);
+    }
 };
 
 // --- clients that close --------------------------------------------------------------------

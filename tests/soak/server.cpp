@@ -13,7 +13,7 @@
 // and these paths:
 //
 //     /talk            greets with "welcome ID SEQUENCE"
-//     /sleep           disconnects users that are silent for a second
+//     /sleep           users that are silent for a second count as idle
 //     /refuse          refuses the user
 //     GET /page?size=N answers with that many bytes
 //     GET /state       answers with its users, descriptors, heap and counts, as JSON
