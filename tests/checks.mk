@@ -125,6 +125,15 @@ attack-check: .build/attack .build/test/attack-server  ## Attacks a sanitized se
 	@tests/attack/run .build/test/attack-server .build/attack --handshake-seconds=2 \
 	    --close-seconds=1 --ping-seconds=2 --connection-kib=64 --slack-kib=32768 $(ATTACK)
 
+# Linux only. FAIRNESS adds options, which .build/fairness lists. The aims are for -O2, whatever
+# the environment's CXXFLAGS say.
+fairness fairness-check: CXXFLAGS = -O2 -g
+fairness: .build/fairness .build/fairness-server  ## Measures a client's waits beside hostile ones
+	@.build/fairness .build/fairness-server $(FAIRNESS)
+
+fairness-check: .build/fairness .build/fairness-server  ## Checks that these waits are short
+	@.build/fairness .build/fairness-server --check --peers=1,100 --seconds=0.5 $(FAIRNESS)
+
 soak: .build/soak .build/soak-server  ## Runs clients of all habits for SOAK_SECONDS (300)
 	@.build/soak --server .build/soak-server --seconds $(or $(SOAK_SECONDS),300)
 
@@ -189,13 +198,15 @@ counts-update: .build/counts  ## Writes that table
 .build/test/attack-server: .build/test/tests/attack/server.o .build/test/server.o
 .build/interop-server: .build/plain/tests/interop/server.o .build/plain/server.o
 .build/attack: .build/plain/tests/attack/attack.o
+.build/fairness: .build/plain/tests/attack/fairness.o
+.build/fairness-server: .build/plain/tests/attack/fairness_server.o .build/plain/server.o
 .build/load: .build/plain/tests/cluster/load.o
 .build/soak: .build/plain/tests/soak/soak.o
 .build/soak-server: .build/plain/tests/soak/server.o .build/plain/server.o
 .build/counts: .build/plain/tests/counts/stories.o .build/plain/server.o
 .build/micro: .build/plain/tests/bench/micro.o
-.build/test/decoder .build/test/attack-server $(addprefix .build/,interop-server attack load soak \
-    soak-server counts micro):
+.build/test/decoder .build/test/attack-server $(addprefix .build/,interop-server attack fairness \
+    fairness-server load soak soak-server counts micro):
 	$(link)
 
 .build/plain/tests/counts/stories.o: | deps-counts
@@ -229,5 +240,6 @@ deps-cluster: | deps-auth
 endif
 
 .PHONY: lint $(compiled) $(tidied) cppcheck format-check format dropin-check install-check
-.PHONY: valgrind tsan coverage interop differential attack attack-check soak fuzz fuzz-replay
-.PHONY: bench bench-check bench-micro cluster-bench counts counts-update $(deps_checks)
+.PHONY: valgrind tsan coverage interop differential attack attack-check fairness fairness-check
+.PHONY: soak fuzz fuzz-replay bench bench-check bench-micro cluster-bench counts counts-update
+.PHONY: $(deps_checks)
