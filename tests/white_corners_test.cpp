@@ -116,7 +116,7 @@ TEST_CASE("a message that comes after the server's Close is ignored, and its mem
 
 TEST_CASE("a connection that is idle has no memory for what it sends and receives") {
     Pair pair;
-    pair.server.sendToUser(*pair.connection().user, WSMessage(std::string(3000, 'x')));
+    pair.loop.sendToAllBut(nullptr, WSMessage(std::string(3000, 'x')));
     pair.sendBinary(3000);
     WSConnection &c = pair.connection();
     REQUIRE(c.queued() == 0);

@@ -90,10 +90,10 @@ class Decoder {
     }
 
     void receivedClose(std::string_view payload) {
-        ClosePayload close;
-        const Progress progress = parseClose(payload, close);
-        if (progress.answer == Progress::bad) return fail(progress.code);
-        end_ = "close " + std::to_string(close.code) + ' ' + std::string(close.reason);
+        const Progress close = parseClose(payload);
+        if (close.answer == Progress::bad) return fail(close.code);
+        end_ = "close " + std::to_string(close.code) + ' ';
+        end_.append(payload.substr(close.used));
     }
 
     void fail(int code) { end_ = "fail " + std::to_string(code); }
