@@ -15,17 +15,17 @@
 //         |                                          [flushing]  write what is queued
 //         |                                              | shutdown(SHUT_WR)
 //         |                                          [lingering] discard input until
-//         |-- lose(): reset, silent, too slow ----.      |       the peer closes, too
-//       finish(): preDisconnect, postDisconnect  [dead]  close()
+//         |-- drop(): reset, or silent -----------.      |       the peer closes, too
+//       finish(): goodbye when it leaves [open]   [dead]  finish() frees it: close()
 //
 //  1. What the parts are made of    the structures, and what the parts offer each other
-//  2. The loop                      run, turn, poll, serve, readClocks, finish, watch, post
+//  2. The loop                      run, turn, poll, serve, checkDeadlines, finish, watch, post
 //  3. Reading                       read, readFrames, received
 //  4. Sending                       sendToAllBut, send, queueMessage, flush
-//  5. Users                         disconnect, fail, lose, end, sayGoodbye, callHook, log
-//  6. The handshake's glue          connect, doHandshake, welcome, answer
+//  5. Users                         disconnect, fail, drop, end, sayGoodbye, callHook, log
+//  6. The opening handshake         connect, doHandshake, welcome, answer
 //  7. Listening                     listen, openListener, checkConfig, stopOn
-//  8. What hooks hold               WSMessage, WSRequest, WSBaseUser
+//  8. What hooks are given          WSMessage, WSRequest, WSBaseUser
 //     From here on: pure functions and classes, without socket, clock or configuration.
 //  9. The queue of unsent bytes     Outbox
 // 10. HTTP heads                    parseHead, checkUpgrade, clientAddress, encodeResponse
@@ -87,13 +87,13 @@
 #endif
 
 // === 1. What the parts are made of ===============================================================
-// Everything is in an anonymous namespace or declared in our headers, so nothing here can clash with
-// the program. The pure parts are declared here and defined below, because the loop comes first.
+// Everything is in an anonymous namespace or declared in our headers, so nothing here can clash
+// with the program. The pure parts are declared here, defined below: the loop comes first.
 
 namespace {
 
-// The answer of every parser: done, need more bytes, or bad (a close code or an HTTP status,
-// and the reason). `used` bytes are dealt with; the others are to be given again.
+// The answer of every parser: done, need more bytes, or bad (a close code or an HTTP status, and
+// the reason). The first `used` bytes are consumed; pass the others in again.
 struct Progress {
     enum Answer { done, needMore, bad } answer = needMore;
     std::size_t used = 0;
@@ -106,7 +106,7 @@ Progress bad(int code, const char *reason) { return {Progress::bad, 0, code, rea
 
 // What a message carries. Its copies share it, and so do the queues in which it waits.
 using Payload = std::shared_ptr<std::string>;
-constexpr std::size_t kSmall = 4 * 1024;  // bytes: less is copied, more is shared or used again
+constexpr std::size_t kSmall = 4 * 1024;  // bytes: less is copied, more is shared or reused
 constexpr std::size_t kMaxPieces = 64;    // for one system call; Linux, BSD and macOS take 1024
 
 class Outbox {  // the queue of unsent bytes (section 9)
@@ -114,9 +114,9 @@ class Outbox {  // the queue of unsent bytes (section 9)
     void append(std::string_view header, std::string_view payload);  // copies them
     void append(Payload payload);                                    // shares it
     std::size_t size() const { return size_; }
-    // Points `pieces` at up to `most` unsent bytes, makes that their number, returns the pieces'.
+    // Points `pieces` at up to `most` unsent bytes. Sets `most` to the bytes, returns the pieces.
     std::size_t gather(std::array<iovec, kMaxPieces> &pieces, std::size_t &most) const;
-    // Drops the first `size` bytes. Returns a large payload among them that nobody else holds.
+    // Drops the first `size` bytes. Returns a large payload among them that is unshared, for reuse.
     Payload sent(std::size_t size);
 
   private:
@@ -126,8 +126,8 @@ class Outbox {  // the queue of unsent bytes (section 9)
         std::string_view bytes() const { return shared ? *shared : copied; }
     };
     std::vector<Piece> pieces_;
-    std::size_t first_ = 0;   // the pieces before it are sent,
-    std::size_t offset_ = 0;  // and this many bytes of it
+    std::size_t first_ = 0;   // the pieces before this one are sent
+    std::size_t offset_ = 0;  // and so are this many bytes of it
     std::size_t size_ = 0;    // bytes unsent
 };
 
@@ -161,7 +161,7 @@ std::string decodePercent(std::string_view text);
 using Address = std::array<unsigned char, 16>;
 constexpr Address kIpv4{0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xFF, 0xFF};
 
-struct Network {  // the addresses that begin with the same bits; without any: Unix sockets
+struct Network {  // addresses that begin with the same bits; no address: all Unix sockets
     std::optional<Address> address;
     std::size_t bits = 0;
 };
@@ -170,8 +170,8 @@ std::optional<Network> parseNetwork(std::string_view text);
 std::string clientAddress(std::string peer, const std::vector<Network> &trusted,
                           const RequestHead &head);
 
-// Close codes that the server uses itself (RFC 6455 7.4.1). Hooks alone see 1005: the peer's
-// Close had no code; and 1006: there was no Close.
+// Close codes that the server uses itself (RFC 6455 7.4.1). Two are only for hooks and are never
+// sent: 1005, the peer's Close had no code; and 1006, there was no Close.
 constexpr int kGoingAway = 1001, kProtocolError = 1002, kNoCode = 1005, kConnectionLost = 1006;
 constexpr int kInvalidData = 1007, kPolicyViolation = 1008, kTooBig = 1009, kInternalError = 1011;
 
@@ -198,15 +198,15 @@ Utf8State checkUtf8(std::string_view piece, Utf8State state);
 bool isUtf8(std::string_view text);
 std::string_view cutUtf8(std::string_view text, std::size_t size);
 
-// Turns the bytes of one connection into messages and control frames, however they are cut.
+// Turns the bytes of one connection into messages and control frames, however recv() cuts them.
 class MessageReader {
   public:
     struct Limits {
         std::size_t maxMessageBytes;
         int maxFragments;
     };
-    // A message (opcode text or binary; it lies in `message`), a control frame (its payload lies in
-    // the bytes that read() was given), or a frame of a message that goes on (continuation).
+    // A message (opcode text or binary; it is in `message`), a control frame (its payload is in the
+    // bytes that read() was given), or a frame that does not end its message (continuation).
     struct Found {
         Opcode opcode = Opcode::continuation;
         std::string_view payload;
@@ -214,7 +214,7 @@ class MessageReader {
     // Reads up to the end of a frame. Bad: a close code; do not call it again.
     Progress read(char *bytes, std::size_t size, const Limits &limits, Found &found);
     bool idle() const { return opcode_ == Opcode::continuation; }  // between two messages
-    // Collects a message. Give it memory that nobody else has, or null: it is overwritten.
+    // The message being collected. Null, or a buffer to reuse that nothing else shares.
     Payload message;
 
   private:
@@ -256,11 +256,11 @@ void growTo(std::vector<Element> &elements, std::size_t size) {
     if (elements.capacity() < size) elements.reserve(2 * size);
 }
 
-constexpr int kMaxJsonDepth = 1000;  // jsoncpp calls itself for each level, on the stack
+constexpr int kMaxJsonDepth = 1000;  // jsoncpp recurses for each level
 }  // namespace
 
 struct WSConnection {
-    enum class State : unsigned char {  // they only go forward, as the map above draws
+    enum class State : unsigned char {  // they only move forward, as the map above shows
         handshaking,  // reading the request's head; no user yet, or one in preConnect
         open,         // has a user
         closing,      // our Close is queued, the peer's has not come
@@ -275,29 +275,29 @@ struct WSConnection {
     State state = State::handshaking;
     bool listed = false;      // is in busy_ or finishing_
     bool served = false;      // in this turn
-    std::uint8_t rank = 1;    // 0: has cost little lately; 1: is new; 2: used more than its share,
-    bool waits = false;       // `kept` may hold frames that can be read as they are
+    std::uint8_t rank = 1;    // 0: cheap lately; 1: in its handshake; 2: costly: see serve()
+    bool hasUnread = false;   // `unread` may hold whole frames: no recv() needed
     bool inputEnded = false;  // the peer has shut down its side
     bool stalled = false;     // the kernel did not take everything: waiting for POLLOUT
-    bool aboveMark = false;   // more than lowMarkBytes waited, and some of it still does
+    bool aboveMark = false;   // more than lowMark() was queued, and some of it still is
     bool pinged = false;      // since the last sign of life
     bool wantsBody = true;    // false: the request is a HEAD (RFC 9110 9.3.2)
     short ready = 0;          // what poll() found, until it is served
     std::uint16_t closeCode = 0;
     int rateCount = 0;  // messages and pings in the second that began at:
     Microseconds rateSecond = 0;
-    Microseconds costlyUntil = 0;  // at least until then
+    Microseconds costlyUntil = 0;  // has rank 2 at least until then
     Microseconds lastByte = 0;     // when the peer last sent or took something
-    Microseconds since = 0;        // when it came, or when its end began
+    Microseconds since = 0;        // when it was accepted, or when its end began
     Microseconds deadline = 0;     // of the handshake, the ping, or the closing
     std::size_t slot = 0;          // its place in connections_
     std::size_t owed = 0;          // bytes unsent that were queued before its end began
-    std::string kept;              // received, but not whole, or not yet to be read
+    std::string unread;            // received, but incomplete or not read yet
     std::string address;           // of the client
     MessageReader reader;
     Outbox outbox;
     std::unique_ptr<std::string> pong;  // waits until everything else is sent
-    std::unique_ptr<WSBaseUser> user;   // last: its destructor may ask for all of this
+    std::unique_ptr<WSBaseUser> user;   // last, so destroyed first: it may use the above
 };
 
 // What the copies of a message share. The queues share the payload only.
@@ -311,32 +311,32 @@ struct WSMessage::Body {
 
 // === 2. The loop =================================================================================
 // The original's run() was: select() over all sockets; for each that is ready, either accept it, or
-// recv() once and take what came for one message. This one uses poll(), because select() ends at
-// descriptor 1024; takes bytes for a stream, of which one recv() may bring half a message or fifty;
+// recv() once and treat the bytes as one message. This one uses poll(), because select() ends at
+// descriptor 1024; treats input as a stream, of which one recv() may bring half a message or fifty;
 // writes once per connection, at the end of the turn; and removes no user in the middle of a turn.
 //
-// The front. poll() looks at every descriptor that it is given: 100 take about 10 us, 10 000 several
-// ms. So connections that spoke lately stand at the front of the array, and most turns poll only
-// these. All are looked at after 5 us for each, and every 50 ms at the latest.
+// The front. poll() looks at every descriptor that it is given: 100 take about 10 µs, 10 000
+// several ms. So connections that spoke lately stand at the front of the array, and most turns poll
+// only these. All are polled again after 5 µs per connection, at most 50 ms.
 //
-// Shares. The ready connections share one budget of work, and three classes of them have a time
-// each: those that cost little, those in their handshake, those that used more than their share
-// lately. What is not served comes first in the next turn. So thousands of peers at their worst cost
-// a well-behaved client milliseconds. But while a message is parsed and processed, everybody waits.
+// Shares. A turn has a budget of bytes for all ready connections, and of time for each rank: 0,
+// those that cost little; 1, in their handshake; 2, those that lately used more than their share.
+// Unserved ones come first in the next turn, so thousands of hostile peers cost a well-behaved
+// client milliseconds. But while a message is parsed and processed, all other connections wait.
 struct WSLoop {
     using State = WSConnection::State;
 
     static constexpr Microseconds kMillisecond = 1000, kSecond = 1'000'000;
     static constexpr Microseconds kNever = std::numeric_limits<Microseconds>::max();
-    static constexpr Microseconds kRest = 100 * kMillisecond;  // when the system is short
+    static constexpr Microseconds kRest = 100 * kMillisecond;  // on lack of descriptors or memory
 
     WSLoop(WSBaseServer &server, WSBaseConfig &config) : server_(server), config_(config) {
-        watch(wakePipe_[0], POLLIN, [this](short) { wakeUp(); });
+        watch(wakePipe_[0], POLLIN, [this](short) { callPosted(); });
     }
     ~WSLoop() {
         for (const auto &[signal, before] : oldHandlers_) {
             ::sigaction(signal, &before, nullptr);
-            wantsSignal(signal) = nullptr;
+            loopFor(signal) = nullptr;
         }
         closeListeners();
     }
@@ -350,46 +350,47 @@ struct WSLoop {
         if (inTurn_) throw std::logic_error("turn() was called from a hook");
         inTurn_ = true;
 
-        // 1. Poll: who is ready? From here on, now_ is the time of the whole turn.
+        // 1. Poll: which descriptors are ready? From here on, now_ is the time of the whole turn.
         poll(timeout);
         // 2. Serve the connections that are ready, then whatever else is watched.
         serve();
         serveWatched();
-        // 3. The clocks, if everybody was polled; what was asked of the server.
-        if (now_ >= nextClocks_ && polledAll_) readClocks();
+        // 3. Deadlines, if all connections were polled; then shutdown and tick, if they are due.
+        if (now_ >= nextDeadlines_ && polledAll_) checkDeadlines();
         heedStop();
         tick();
-        // 4. Finish: write what is queued, say goodbye, close.
+        // 4. Finish: write what is queued, call the last hooks of users that leave, close sockets.
         finish();
 
         ++stats_.turns;
-        const double took = static_cast<double>(look() - now_) / 1e6;
+        const double took = static_cast<double>(updateClock() - now_) / 1e6;
         stats_.longestTurnSeconds = std::max(stats_.longestTurnSeconds, took);
         const bool ended = shutdownEnded();
         inTurn_ = false;
         return !ended;
     }
 
-    // Polls all connections if it is time to look at the silent ones, or if these are few;
-    // otherwise only the front, for no longer than until that time. Lists those that are ready.
+    // Polls all connections if it is time to look at the silent ones, or if they are few; otherwise
+    // only the front, and only until that time. Puts ready ones on the busy list.
     void poll(std::chrono::milliseconds timeout) {
-        if (std::exchange(isShort_, false)) ::poll(nullptr, 0, milliseconds(kRest));
-        now_ = look();  // the program may have taken its time since the last turn
-        const bool due = now_ >= nextLook_ || now_ >= nextClocks_;
+        if (std::exchange(mustRest_, false)) ::poll(nullptr, 0, milliseconds(kRest));
+        now_ = updateClock();  // the program may have taken its time since the last turn
+        const bool due = now_ >= nextFullPoll_ || now_ >= nextDeadlines_;
         polledAll_ = due || connections_.size() - front_ <= 64;
-        const Microseconds until = std::min(waitUntil(timeout), polledAll_ ? kNever : nextLook_);
+        const Microseconds until =
+            std::min(waitUntil(timeout), polledAll_ ? kNever : nextFullPoll_);
         const auto each = static_cast<Microseconds>(5 * connections_.size());
-        if (due) nextLook_ = now_ + std::min(each, 50 * kMillisecond);
+        if (due) nextFullPoll_ = now_ + std::min(each, 50 * kMillisecond);
 
-        // The listeners come first in the array: while they rest, it begins behind them.
+        // Listeners come first in the array; while they rest, poll() starts after them.
         const std::size_t begin = now_ < restUntil_ ? listeners_.size() : 0;
         const std::size_t polled = polledAll_ ? connections_.size() : front_;
         int ready = ::poll(&pollfds_[begin], static_cast<nfds_t>(watched_.size() - begin + polled),
                            until == kNever ? -1 : milliseconds(until - now_));
-        isShort_ = ready < 0 && errno != EINTR;  // EINTR is an ordinary end: none was ready
-        if (isShort_) logTrouble("poll", errno);
-        polledAll_ = polledAll_ && !isShort_;
-        now_ = look();
+        mustRest_ = ready < 0 && errno != EINTR;  // EINTR is an ordinary end: none was ready
+        if (mustRest_) logTrouble("poll", errno);
+        polledAll_ = polledAll_ && !mustRest_;
+        now_ = updateClock();
         for (std::size_t i = begin; i < watched_.size() && ready > 0; ++i)
             if ((watched_[i].ready = pollfds_[i].revents) != 0) --ready;
         const pollfd *const entries = pollfds_.data() + watched_.size();
@@ -398,7 +399,7 @@ struct WSLoop {
             --ready;
             connections_[slot]->ready = entries[slot].revents;
             touch(*connections_[slot]);
-            if (slot >= front_) swapSlots(slot, front_++);  // the other one was looked at before
+            if (slot >= front_) swapSlots(slot, front_++);  // that one has been looked at
         }
         if (due) leaveFront();
     }
@@ -408,14 +409,14 @@ struct WSLoop {
         if (!busy_.empty() || stopAsked_ || signals_ > 0) return now_;
         const auto wait = std::min<Microseconds>(timeout.count(), 1'000'000'000);  // ms, for an int
         Microseconds until = wait < 0 ? kNever : now_ + wait * kMillisecond;
-        if (!connections_.empty()) until = std::min(until, nextClocks_);
+        if (!connections_.empty()) until = std::min(until, nextDeadlines_);
         if (shuttingDown_) until = std::min(until, shutdownDeadline_);
         if (now_ < restUntil_) until = std::min(until, restUntil_);
         if (tickPeriod() > 0) until = std::min(until, lastTick_ + tickPeriod());
         return until;
     }
 
-    // Rounded up: or the loop would spin through the last one.
+    // Rounds up: otherwise the loop would spin through the last millisecond.
     static int milliseconds(Microseconds time) {
         return static_cast<int>(std::max<Microseconds>(time + kMillisecond - 1, 0) / kMillisecond);
     }
@@ -429,8 +430,8 @@ struct WSLoop {
         }
     }
 
-    // Reads the clock, which never goes back here.
-    Microseconds look() {
+    // Reads the monotonic clock, and makes sure that it never goes back.
+    Microseconds updateClock() {
         timespec now{};
         ::clock_gettime(CLOCK_MONOTONIC, &now);
         return clock_ = std::max(clock_, Microseconds{now.tv_sec} * kSecond + now.tv_nsec / 1000);
@@ -445,7 +446,7 @@ struct WSLoop {
         connections_[b]->slot = b;
     }
 
-    // Lists a connection to which something happens: this turn or the next one finishes it.
+    // Puts a connection on the busy list: finish() sees to it in this turn or the next.
     void touch(WSConnection &c) {
         if (!c.listed) busy_.push_back(&c);  // add() has reserved its place
         c.listed = true;
@@ -457,27 +458,27 @@ struct WSLoop {
                 ", trying again: ", std::generic_category().message(error));
     }
 
-    // A call for one connection failed. If the kernel is short of memory, the next poll() rests.
+    // A system call for one connection failed. If memory is short, the next poll() rests first.
     void failedCall(WSConnection &c, const char *what, int error) {
-        if (error == ENOBUFS || error == ENOMEM) isShort_ = true, logTrouble(what, error);
-        else if (!wouldBlock(error) && error != EINTR) lose(c, "connection lost");
+        if (error == ENOBUFS || error == ENOMEM) mustRest_ = true, logTrouble(what, error);
+        else if (!wouldBlock(error) && error != EINTR) drop(c, "connection lost");
     }
 
-    // The budget of a turn, and what one connection gets of it, in bytes. A frame counts as some.
+    // Bytes to read in a turn, and one connection's share. A frame counts as kFrameBytes at least.
     static constexpr std::size_t kTurnBytes = 1 << 20, kMostBytes = 1 << 18, kLeastBytes = 1 << 16;
     static constexpr std::size_t kFrameBytes = 128;
     static constexpr Microseconds kShareTime = 250;
 
     // Whether there is something to read, or to write on, that has not been served.
     bool isReady(const WSConnection &c) const {
-        return c.state != State::dead && (c.ready != 0 || (c.waits && !isThrottled(c)));
+        return c.state != State::dead && (c.ready != 0 || (c.hasUnread && !isThrottled(c)));
     }
 
     static std::size_t shareOf(std::size_t connections) {
         return std::clamp(kTurnBytes / (connections + 1), kLeastBytes, kMostBytes);
     }
 
-    // At least one of each rank, and more while its time lasts. The others stay listed, in front.
+    // Serves at least one connection of each rank, more while its time lasts. The rest stay listed.
     void serve() {
         constexpr std::array<Microseconds, 3> kTimes{4 * kMillisecond, kMillisecond, kMillisecond};
         std::size_t ready = 0;
@@ -489,27 +490,30 @@ struct WSLoop {
                 WSConnection &c = *busy_[i];
                 if (c.served || c.rank != rank || !isReady(c)) continue;
                 serve(c);
+                --ready;
                 if (clock_ >= end) break;
             }
         }
+        const auto isUnserved = [](const WSConnection *c) { return !c->served; };
+        if (ready > 0) std::stable_partition(busy_.begin(), busy_.end(), isUnserved);
     }
 
-    // One that used its share of bytes or time is costly until it costs less, and for 20 times as
-    // long.
+    // A connection gets rank 2 while it uses all of its share of bytes, and for 20 times as long as
+    // it took, if that was more than its share of time.
     void serve(WSConnection &c) {
         const Microseconds began = clock_;
         const short ready = std::exchange(c.ready, short{0});
-        const bool isUser = c.state != State::handshaking;
+        const bool pastHandshake = c.state != State::handshaking;
         bool usedShare = false;
         serveEnd_ = began + kShareTime;
         guarded(c, [&] {
             if ((ready & POLLOUT) != 0 || isThrottled(c)) flush(c);
-            if (c.waits || (ready & ~POLLOUT) != 0) usedShare = read(c);
+            if (c.hasUnread || (ready & ~POLLOUT) != 0) usedShare = read(c);
         });
-        const Microseconds took = look() - began;
+        const Microseconds took = updateClock() - began;
         if (took > kShareTime) c.costlyUntil = clock_ + 20 * took;
         if (usedShare || clock_ < c.costlyUntil) c.rank = 2;
-        else if (isUser) c.rank = 0;
+        else if (pastHandshake) c.rank = 0;
         c.served = true;
     }
 
@@ -520,50 +524,50 @@ struct WSLoop {
             work();
         } catch (const std::bad_alloc &) {
             log(WSLevel::error, "out of memory for ", c);
-            lose(c, "out of memory");
+            drop(c, "out of memory");
         }
     }
 
-    // Once a second: judges connections that are silent or unfinished, frees what idle ones hold.
-    void readClocks() {
-        nextClocks_ = now_ + kSecond;
+    // Once a second: pings or drops silent peers, enforces deadlines, frees what idle ones hold.
+    void checkDeadlines() {
+        nextDeadlines_ = now_ + kSecond;
         body_ = nullptr;
-        for (const auto &c : connections_) guarded(*c, [&] { readClock(*c); });
+        for (const auto &c : connections_) guarded(*c, [&] { checkDeadline(*c); });
     }
 
-    // A connection that is ready, but not served yet, is not judged: what waits may be its answer.
-    // (A peer that takes too little for POLLOUT is alive, too: flush() finds out.)
-    void readClock(WSConnection &c) {
+    // A connection that is ready but not served yet is not judged: its pong may be waiting. (A peer
+    // that takes bytes, but too few for POLLOUT, is alive, too: flush() notices.)
+    void checkDeadline(WSConnection &c) {
         if (c.queued() == 0) c.outbox = Outbox();
         if (c.reader.idle()) c.reader.message = nullptr;
         if (c.stalled) flush(c), touch(c);
         if (c.state == State::open && !isReady(c)) checkAlive(c);
         if (c.state == State::handshaking && now_ >= c.deadline && !isReady(c))
             answer(c, plainResponse(408, "The request took too long."));
-        if (c.state > State::open && now_ >= c.deadline) lose(c, "no answer");
+        if (c.state > State::open && now_ >= c.deadline) drop(c, "no answer");
     }
 
-    // Sends a ping after pingSeconds of silence; gives the peer up after as long again.
+    // Sends a ping after pingSeconds of silence; drops the peer after as long again.
     void checkAlive(WSConnection &c) {
         const Microseconds limit = microseconds(config_.pingSeconds);
         if (limit == 0 || now_ - c.lastByte < limit) return;
-        if (c.pinged && now_ >= c.deadline) return lose(c, "no answer");
+        if (c.pinged && now_ >= c.deadline) return drop(c, "no answer");
         if (std::exchange(c.pinged, true)) return;
         c.deadline = now_ + limit;
         queueFrame(c, Opcode::ping, {});
     }
 
     // A sign of life: the peer sent or took something.
-    void heardOf(WSConnection &c) const {
+    void heardFrom(WSConnection &c) const {
         c.lastByte = now_;
         c.pinged = false;
     }
 
-    // Starts the shutdown if preShutdown() agrees; ends it when its time is over, or at a signal.
+    // Starts the shutdown if preShutdown() agrees; ends it at its deadline, or at another signal.
     void heedStop() {
         const bool asked = stopAsked_.exchange(false) || signals_ > 0;
         if (shuttingDown_ && (signals_ > 0 || now_ >= shutdownDeadline_))
-            for (const auto &c : connections_) lose(*c, "shutdown");
+            for (const auto &c : connections_) drop(*c, "shutdown");
         if (shuttingDown_ || !asked) return;
         signals_ = 0;
         bool doShutdown = true;
@@ -573,18 +577,19 @@ struct WSLoop {
         shuttingDown_ = true;
         shutdownDeadline_ = now_ + microseconds(config_.shutdownSeconds);
         closeListeners();
-        for (const auto &c : connections_) guarded(*c, [&] { sendAway(*c); });
+        for (const auto &c : connections_) guarded(*c, [&] { dismiss(*c); });
     }
 
-    void sendAway(WSConnection &c) {
-        if (c.state == State::open) disconnect(*c.user, kGoingAway, "the server shuts down");
-        if (c.state == State::handshaking) answer(c, plainResponse(503, "The server shuts down."));
+    void dismiss(WSConnection &c) {
+        if (c.state == State::open) disconnect(*c.user, kGoingAway, "the server is shutting down");
+        if (c.state == State::handshaking)
+            answer(c, plainResponse(503, "The server is shutting down."));
     }
 
     // True once: when the last connection of a shutdown is closed.
     bool shutdownEnded() {
         if (!shuttingDown_ || !connections_.empty()) return false;
-        wakeUp();
+        callPosted();
         shuttingDown_ = stopAsked_ = false;  // a stop() that came late asked for what has happened
         signals_ = 0;
         callHook(nullptr, "postShutdown", [&] { server_.postShutdown(); });
@@ -597,26 +602,26 @@ struct WSLoop {
     // Each tick is due a whole number of periods after the first, however late the last one was.
     void tick() {
         const Microseconds period = tickPeriod();
-        if (period != std::exchange(beat_, period)) lastTick_ = now_;
+        if (period != std::exchange(lastPeriod_, period)) lastTick_ = now_;
         if (period <= 0 || now_ - lastTick_ < period) return;
         lastTick_ = now_ - (now_ - lastTick_) % period;
         callHook(nullptr, "tick", [&] { server_.tick(); });
     }
 
     // For each connection to which something happened: writes what is queued, calls the hooks that
-    // are due, closes it if it is dead. What hooks cause here is for the next turn, which comes at
-    // once. Sockets go last, when no hook is left that could be walking over the users.
+    // are due, removes it if it is dead. Whatever hooks cause here is left to the next turn, which
+    // starts at once. Removals come last, when no hook can be walking over the users.
     void finish() {
         const auto leaves = [](const WSConnection &c) { return c.user && c.state > State::open; };
         finishing_.swap(busy_);
         share_ = shareOf(finishing_.size());
         for (WSConnection *c : finishing_)
             if (!c->stalled) flush(*c);
-        const Microseconds end = look() + kMillisecond;
+        const Microseconds end = updateClock() + kMillisecond;
         for (WSConnection *c : finishing_) {
             if (c->queued() == 0 && std::exchange(c->aboveMark, false) && c->state == State::open)
                 callHook(c, "drained", [&] { server_.callDrained(*c->user); });
-            if (leaves(*c) && clock_ < end) sayGoodbye(*c), look();
+            if (leaves(*c) && clock_ < end) sayGoodbye(*c), updateClock();
         }
         for (WSConnection *c : finishing_) {
             c->listed = c->served = false;
@@ -624,8 +629,8 @@ struct WSLoop {
                 remove(*c);
                 continue;
             }
-            // Frames that wait here need no poll().
-            const bool reads = !c->inputEnded && !c->waits && !isThrottled(*c);
+            // Frames that wait in `unread` need no POLLIN.
+            const bool reads = !c->inputEnded && !c->hasUnread && !isThrottled(*c);
             const int events = (reads ? POLLIN : 0) | (c->stalled ? POLLOUT : 0);
             entryOf(*c).events = static_cast<short>(events);
             const bool writes = c->queued() > 0 && !c->stalled && c->state != State::dead;
@@ -634,13 +639,13 @@ struct WSLoop {
         finishing_.clear();
     }
 
-    // The one place where a connection goes, and closes its socket.
+    // The one place that removes a connection and closes its socket.
     void remove(WSConnection &c) {
         if (c.slot < front_) swapSlots(c.slot, --front_);
         swapSlots(c.slot, connections_.size() - 1);
         connections_.pop_back();
         pollfds_.pop_back();
-        if (connections_.empty()) body_ = nullptr;  // then no clocks are read
+        if (connections_.empty()) body_ = nullptr;  // checkDeadlines() would not run
     }
 
     // A descriptor with a function: a listener, the wake pipe, or one of the program's own.
@@ -671,7 +676,7 @@ struct WSLoop {
         watched_.erase(found);
     }
 
-    // The functions may watch and unwatch: so the search begins again after each.
+    // The functions may watch and unwatch, so the search starts over after each.
     void serveWatched() {
         const auto isReady = [](const Watched &one) { return one.ready != 0; };
         for (;;) {
@@ -679,10 +684,11 @@ struct WSLoop {
             if (one == watched_.end()) return;
             const short ready = std::exchange(one->ready, short{0});
             const int fd = one->fd;
-            const auto function = one->function;  // keeps it while it runs
+            const auto function = one->function;  // it may unwatch itself
             const bool closed = (ready & POLLNVAL) != 0;
-            if (closed) log(WSLevel::error, "descriptor ", fd, " is watched, but closed");
-            if (closed || !callHook(nullptr, "watch", [&] { (*function)(ready); })) unwatch(fd);
+            if (closed) log(WSLevel::error, "descriptor ", fd, " was closed without unwatch()");
+            const auto call = [&] { (*function)(ready); };
+            if (closed || !callHook(nullptr, "a function given to watch", call)) unwatch(fd);
         }
     }
 
@@ -702,11 +708,11 @@ struct WSLoop {
     // Legal in a signal handler.
     void wake() noexcept {
         const int error = errno;  // a signal handler must not change it
-        while (::write(wakePipe_[1], "", 1) < 0 && errno == EINTR) {}  // full: it is awake already
+        while (::write(wakePipe_[1], "", 1) < 0 && errno == EINTR) {}  // full: poll() wakes anyway
         errno = error;
     }
 
-    // Only the first function that waits wakes the loop: so these never fill the pipe.
+    // Only the first waiting function wakes the loop, so post() never fills the pipe.
     void post(std::function<void()> function) {
         if (!function) throw std::invalid_argument("post() needs a function to call");
         const std::lock_guard<std::mutex> lock(mutex_);
@@ -714,8 +720,8 @@ struct WSLoop {
         if (posted_.size() == 1) wake();
     }
 
-    // Calls what was posted until now.
-    void wakeUp() {
+    // Empties the pipe, then calls what has been posted so far.
+    void callPosted() {
         std::array<char, 64> bytes;
         while (::read(wakePipe_[0], bytes.data(), bytes.size()) ==
                static_cast<ssize_t>(bytes.size())) {}
@@ -724,56 +730,57 @@ struct WSLoop {
             const std::lock_guard<std::mutex> lock(mutex_);
             posted.swap(posted_);
         }
-        for (const auto &function : posted) callHook(nullptr, "post", function);
+        for (const auto &function : posted) callHook(nullptr, "a function given to post", function);
     }
 
     // === 3. Reading ==============================================================================
-    // One recv() per connection and turn, of a share at most, into one inbox for all. Frames are
-    // parsed where they lie there, and payloads are unmasked into their message. What is not whole
-    // at the inbox's end is kept with the connection, and copied in front of what comes next.
+    // One recv() per connection and turn, of at most a share, into one inbox that all connections
+    // use. Frames are parsed in place there, and payloads are unmasked into their message. What is
+    // incomplete at the end is kept with the connection, and copied in front of the next bytes.
     //
-    // 256 KiB are 43 000 of the smallest frames. So each frame counts as some bytes at least, the clock
-    // is looked at on the way, and while a peer does not read what it is sent, its frames wait.
+    // A share of 256 KiB can hold 43 000 of the smallest frames. So each frame counts as at least
+    // 128 bytes, the clock is read on the way, and frames wait while their peer reads nothing.
 
-    // Receives once, unless frames wait here already, and reads. True if the share is used up.
+    // Receives once, unless frames wait here already, and parses. True if the share is used up.
     bool read(WSConnection &c) {
         if (c.state == State::dead || isThrottled(c)) return false;
-        std::size_t size = c.kept.size();
+        std::size_t size = c.unread.size();
         if (inbox_.size() < size + kMostBytes) inbox_.resize(size + kMostBytes);
-        std::copy(c.kept.begin(), c.kept.end(), inbox_.begin());
+        std::copy(c.unread.begin(), c.unread.end(), inbox_.begin());
         bool usedShare = false;
-        if (!c.waits) {
+        if (!c.hasUnread) {
             const ssize_t received = ::recv(c.fd, &inbox_[size], share_, 0);
-            if (received == 0) return endOfInput(c), false;
-            if (received < 0) return failedCall(c, "receive", errno), false;
+            if (received < 0) failedCall(c, "receive", errno);
+            if (received == 0) endOfInput(c);
+            if (received <= 0) return false;
             usedShare = static_cast<std::size_t>(received) == share_;
             size += static_cast<std::size_t>(received);
             stats_.bytesReceived += static_cast<std::uint64_t>(received);
         }
-        heardOf(c);
-        c.waits = false;
+        heardFrom(c);
+        c.hasUnread = false;
         std::size_t used = 0;
         if (c.state == State::handshaking) used = doHandshake(c, {inbox_.data(), size});
         if (c.state == State::open || c.state == State::closing)
             used += readFrames(c, &inbox_[used], size - used);
         if (c.state > State::closing) used = size;  // input is discarded
-        if (used < size) c.kept.assign(&inbox_[used], size - used);
-        else if (!c.kept.empty()) std::string().swap(c.kept);  // idle ones own no memory
-        return usedShare || c.waits;
+        if (used < size) c.unread.assign(&inbox_[used], size - used);
+        else if (!c.unread.empty()) std::string().swap(c.unread);  // idle ones own no memory
+        return usedShare || c.hasUnread;
     }
 
-    // Reads frames, after we have sent a Close, too. What is behind the peer's Close is discarded
-    // (RFC 6455 1.4). Returns how many bytes are used; the others have to wait.
+    // Reads frames, also while we wait for the peer's Close; what follows that Close is discarded
+    // (RFC 6455 1.4). Returns how many bytes were used; the caller keeps the others.
     std::size_t readFrames(WSConnection &c, char *bytes, std::size_t size) {
         const MessageReader::Limits limits{config_.maxMessageBytes, config_.maxFragments};
-        std::size_t used = 0, cost = 0, nextLook = 1024;  // at the clock, behind so many bytes
+        std::size_t used = 0, cost = 0, nextLook = 1024;  // at this cost, look at the clock
         bool late = false;
         while (used < size && c.state <= State::closing) {
             if (isThrottled(c)) flush(c);
-            if (cost >= nextLook) nextLook = cost + 1024, late = look() >= serveEnd_;
-            c.waits = late || cost >= share_ || isThrottled(c);
-            if (c.waits) break;
-            // The memory of the last message serves for this one, if nobody kept it.
+            if (cost >= nextLook) nextLook = cost + 1024, late = updateClock() >= serveEnd_;
+            c.hasUnread = late || cost >= share_ || isThrottled(c);
+            if (c.hasUnread) break;
+            // Reuse the memory of the last message, unless a hook or a queue still shares it.
             if (!c.reader.message && body_.use_count() == 1 && body_->payload.use_count() == 1)
                 c.reader.message.swap(body_->payload);
             MessageReader::Found found;
@@ -789,8 +796,8 @@ struct WSLoop {
         return used;
     }
 
-    // While we wait for the peer's Close, messages are ignored, but pings are not: only a Close
-    // that was received ends that duty (RFC 6455 5.5.2). A pong was a sign of life, and no more.
+    // While we wait for the peer's Close, messages are ignored, pings are answered: only receiving
+    // a Close ends that duty (RFC 6455 5.5.2). A pong is a sign of life, noted in read().
     void received(WSConnection &c, const MessageReader::Found &found) {
         if (found.opcode == Opcode::continuation || found.opcode == Opcode::pong) return;
         if (found.opcode == Opcode::close) return receivedClose(c, found.payload);
@@ -801,8 +808,7 @@ struct WSLoop {
         if (c.state == State::open) receivedMessage(c, found.opcode);
     }
 
-    // Hands the message in the reader to the user's hooks. Its body is used again if nobody keeps
-    // it.
+    // Hands the reader's message to the hooks. Its body is reused unless a hook keeps it.
     void receivedMessage(WSConnection &c, Opcode opcode) {
         if (!body_ || body_.use_count() > 1) body_ = std::make_shared<WSMessage::Body>();
         body_->payload = std::move(c.reader.message);
@@ -820,15 +826,15 @@ struct WSLoop {
         if (body_.use_count() == 1) body_->json.reset();  // it can be large
     }
 
-    // A ping is answered with its own payload (RFC 6455 5.5.3). While the peer does not take what
-    // is queued for it, only the last answer is kept.
+    // A ping is answered with its own payload; while the peer does not take what is queued for it,
+    // only the latest ping is (RFC 6455 5.5.3 allows both).
     void receivedPing(WSConnection &c, std::string_view payload) {
         if (c.stalled || c.queued() > share_) c.pong = std::make_unique<std::string>(payload);
         else queueFrame(c, Opcode::pong, payload);
     }
 
     // The peer's Close: the answer to ours, or one that we answer with the same code; then we close
-    // the TCP connection (RFC 6455 5.5.1, 7.1.1). No code is 1005 for the hooks (7.1.5).
+    // the TCP connection (RFC 6455 5.5.1, 7.1.1). Without a code, hooks see 1005 (7.1.5).
     void receivedClose(WSConnection &c, std::string_view payload) {
         const Progress close = parseClose(payload);
         if (close.answer == Progress::bad) return fail(c, close.code, close.reason);
@@ -836,20 +842,20 @@ struct WSLoop {
         end(c, close.code, std::string(payload.substr(close.used)), State::flushing);
     }
 
-    // The peer will send no more. What is still queued for it may yet arrive.
+    // The peer will send nothing more. What is queued for it may still arrive.
     void endOfInput(WSConnection &c) {
         c.inputEnded = true;
-        if (c.state == State::handshaking || c.state == State::lingering) return lose(c, "");
+        if (c.state == State::handshaking || c.state == State::lingering) return drop(c, "");
         end(c, kConnectionLost, "", State::flushing);
     }
 
     // === 4. Sending ==============================================================================
-    // Everything queued for a connection in a turn goes out in one system call when the turn finishes
-    // (earlier if the queue is full). What the kernel does not take stays queued, and POLLOUT is asked
-    // for until it does. Small frames are copied one behind the other; large payloads are shared by
-    // all their receivers. Text was checked when its WSMessage was made, and JSON was written then.
+    // Whatever is queued for a connection during a turn goes out at its end, usually in one system
+    // call (earlier if the queue is full). What the kernel does not take waits for POLLOUT. Small
+    // frames are copied one after the other; large payloads are shared by all their receivers.
+    // Text was checked when its WSMessage was made, and JSON was serialized then.
 
-    // To all users, if `user` is null. None comes or goes in connections_ while a hook runs.
+    // To all users if `user` is null. No connection is added or removed while a hook runs.
     int sendToAllBut(const WSBaseUser *user, const WSMessage &msg) {
         WSMessage own = msg;
         int sent = 0;
@@ -876,20 +882,19 @@ struct WSLoop {
     }
 
     // Queues one data frame; we never fragment, because a frame can have any length (RFC 6455 5.2).
-    // If it does not fit the queue even when the kernel has taken what it can, the user is
-    // disconnected: no message is lost silently. False if the user is gone, or is now.
+    // If it does not fit the queue even after the kernel took what it could, the user is
+    // disconnected: no message is lost silently. False if the user was or is now on the way out.
     bool queueMessage(WSConnection &c, const WSMessage &msg) {
         const Payload &payload = msg.body_->payload;
         const std::size_t size = payload->size() + kMaxFrameHeader;
         const auto fits = [&] {
             return c.queued() == 0 || c.queued() + size <= config_.maxQueuedBytes;
         };
-        for (bool tried = false; c.state == State::open && !fits() && !(tried && c.stalled);
-             tried = true)
-            flush(c);
+        if (!fits()) flush(c);
+        while (c.state == State::open && !c.stalled && !fits()) flush(c);
         if (c.state != State::open) return false;
         if (!fits()) {
-            log(WSLevel::warning, c, " reads too slowly: maxQueuedBytes");
+            log(WSLevel::warning, c, " reads too slowly: its queue would exceed maxQueuedBytes");
             end(c, kPolicyViolation, "too slow", State::dead);
             return false;
         }
@@ -900,7 +905,7 @@ struct WSLoop {
         return queued;
     }
 
-    // Queues a frame: its payload is copied, or shared if it may be.
+    // Queues a frame. Copies the payload, unless `shared` is given: the same bytes, to share.
     void queueFrame(WSConnection &c, Opcode opcode, std::string_view payload,
                     const Payload &shared = nullptr) {
         std::array<char, kMaxFrameHeader> header;
@@ -918,8 +923,7 @@ struct WSLoop {
         touch(c);
     }
 
-    // The only place that writes: a share of what is queued. POLLOUT tells when to go on with the
-    // rest.
+    // The only place that writes to a socket: at most one share. POLLOUT or the next turn goes on.
     void flush(WSConnection &c) {
         if (c.state == State::dead) return;
         const bool waited = std::exchange(c.stalled, false);
@@ -939,21 +943,21 @@ struct WSLoop {
             c.stalled = sent < static_cast<ssize_t>(offered);
         }
         if (c.queued() > 0 || c.state != State::flushing) return;
-        // Shuts down our side, so that the peer reads all to its end: close() with unread input would
-        // make the kernel reset the connection (RFC 9112 9.6; RFC 6455 7.1.1 describes the same).
+        // Half-close, so that the peer can read everything: close() with unread input would make
+        // the kernel reset the connection (RFC 9112 9.6; RFC 6455 7.1.1 describes the same).
         ::shutdown(c.fd, SHUT_WR);
         c.state = State::lingering;
         c.deadline = now_ + microseconds(config_.closeSeconds);
-        if (c.inputEnded) lose(c, "");
+        if (c.inputEnded) drop(c, "");
     }
 
-    // If the kernel had no room before, and has some now, the peer is alive. On the way out, each
-    // step with what is owed gives more time; pongs do not: or pings would keep the connection.
+    // If the kernel had no room before and has some now, the peer is alive. While closing, progress
+    // with `owed` extends the deadline; pongs do not: pings could keep the connection open forever.
     void wrote(WSConnection &c, std::size_t size, bool waited) {
         Payload payload = c.outbox.sent(size);
         if (payload && !c.reader.message) c.reader.message = std::move(payload);
         stats_.bytesSent += size;
-        if (waited) heardOf(c);
+        if (waited) heardFrom(c);
         if (c.owed > 0) c.deadline = now_ + microseconds(config_.closeSeconds);
         c.owed -= std::min(c.owed, size);
         if (c.queued() > 0 || !c.pong) return;
@@ -961,23 +965,23 @@ struct WSLoop {
         if (c.state <= State::closing) queueFrame(c, Opcode::pong, *pong);
     }
 
-    // Half of what may wait, at most: a user that throttles itself is not to be disconnected.
+    // At most half of maxQueuedBytes, so that a user is throttled before it is disconnected.
     std::size_t lowMark() const {
         return std::min(config_.lowMarkBytes, config_.maxQueuedBytes / 2);
     }
 
-    // A peer that does not take what is queued is not read from: it throttles itself.
+    // We do not read from a peer that does not take what is queued for it: it throttles itself.
     bool isThrottled(const WSConnection &c) const {
         return c.state <= State::closing && c.queued() > lowMark();
     }
 
     // === 5. Users ================================================================================
-    // Whatever ends a connection comes through end(): it only notes why and moves the state forward.
-    // Nothing is freed and no hook runs before finish(), so hooks, broadcasts and walks over the
-    // users go on whoever ends on the way. Two ways need no closing handshake: fail(), for peers that
-    // break the protocol (RFC 6455 7.1.7), and lose(), for those that are gone.
+    // Whatever ends a connection calls end(), which only notes why and moves the state forward.
+    // Nothing is freed and no last hook runs before finish(), so hooks, broadcasts and walks over
+    // users continue even if users end on the way. Besides the closing handshake there are fail(),
+    // for peers that break the protocol (RFC 6455 7.1.7), and drop(), for peers that are gone.
 
-    // Starts the closing handshake (RFC 6455 7.1.2), behind what was sent before.
+    // Starts the closing handshake (RFC 6455 7.1.2), after everything that is queued already.
     void disconnect(WSBaseUser &user, int code, std::string_view reason) {
         if (!isCloseCode(code))
             throw std::invalid_argument(
@@ -988,15 +992,16 @@ struct WSLoop {
         if (c == newcomer_ && !refusal_) refuse(user, 403, reason);
         if (c->state != State::open) return;
         const std::string payload = encodeClose(code, reason);
-        std::string said = payload.substr(2);
+        std::string cutReason = payload.substr(2);
         queueFrame(*c, Opcode::close, payload);
-        end(*c, code, std::move(said), State::closing);
+        end(*c, code, std::move(cutReason), State::closing);
     }
 
     void refuse(WSBaseUser &user, int status, std::string_view text) {
         requireNewcomer(user, "refuse()");
         if (status < 400 || status > 599)
-            throw std::invalid_argument("refuse(): 400 to 599, not " + std::to_string(status));
+            throw std::invalid_argument("refuse(): the status must be 400 to 599, not " +
+                                        std::to_string(status));
         refusal_ = plainResponse(status, text);
     }
 
@@ -1004,7 +1009,7 @@ struct WSLoop {
         requireNewcomer(user, "acceptProtocol()");
         const std::string offered = user.request_.header("Sec-WebSocket-Protocol");
         if (chooseProtocol({std::string(protocol)}, offered) != protocol)
-            throw std::invalid_argument("acceptProtocol(): the client does not offer this one");
+            throw std::invalid_argument("acceptProtocol(): the client does not offer it");
         user.protocol_ = protocol.empty() ? nullptr : std::make_unique<const std::string>(protocol);
     }
 
@@ -1014,20 +1019,20 @@ struct WSLoop {
                                    " is for preConnect(), and for the user it was called with");
     }
 
-    // The peer broke the protocol. It is told so; its answer is not waited for (RFC 6455 7.1.7).
+    // Fails the connection (RFC 6455 7.1.7): the peer is told why, its answer is not awaited.
     void fail(WSConnection &c, int code, std::string reason) {
         if (c.state == State::open) queueFrame(c, Opcode::close, encodeClose(code, reason));
         end(c, code, std::move(reason), State::flushing);
     }
 
-    // The peer is gone, or given up. `reason`: up to 15 bytes take no memory, which may be missing.
-    void lose(WSConnection &c, std::string reason) {
+    // Drops a connection at once. Keep `reason` within 15 bytes: memory may have run out.
+    void drop(WSConnection &c, std::string reason) {
         end(c, kConnectionLost, std::move(reason), State::dead);
     }
 
-    // Moves a connection on towards its end. The first code and reason are for the hooks.
+    // Moves a connection towards its end. Hooks see the first code and reason only.
     void end(WSConnection &c, int code, std::string reason, State next) {
-        if (!inTurn_) now_ = look();
+        if (!inTurn_) now_ = updateClock();
         if (c.state == State::open) {
             c.user->closeReason_ = std::move(reason);
             c.closeCode = static_cast<std::uint16_t>(code);
@@ -1042,7 +1047,7 @@ struct WSLoop {
         touch(c);
     }
 
-    // The last two hooks of a user, and its end. The connection may live on, to close properly.
+    // Calls a user's last two hooks and frees it. The connection may live on, to close properly.
     void sayGoodbye(WSConnection &c) {
         const int code = c.closeCode;
         log(WSLevel::debug, c, " left: ", code, " ", c.user->closeReason_);
@@ -1053,7 +1058,7 @@ struct WSLoop {
         c.user.reset();
     }
 
-    // Whether there is room for this newcomer. The users that have been idle for longest make room.
+    // Whether there is room for this newcomer. The users that are idle longest make room for it.
     bool hasRoomFor(const WSConnection &newcomer) {
         const auto sameAddress = [&](const auto &c) {
             return c->state == State::open && c->address == newcomer.address;
@@ -1075,15 +1080,15 @@ struct WSLoop {
         return userCount_ < config_.maxUsers;
     }
 
-    // A user is not idle if its message has arrived, but is not read yet.
+    // A user is not idle while a message from it has arrived but is not read yet.
     bool isIdle(WSConnection &c) {
         bool idle = false;
         callHook(&c, "isIdle", [&] { idle = c.user->isIdle(); });
         pollfd unread{c.fd, POLLIN, 0};
-        return idle && c.state == State::open && !c.waits && ::poll(&unread, 1, 0) <= 0;
+        return idle && c.state == State::open && !c.hasUnread && ::poll(&unread, 1, 0) <= 0;
     }
 
-    // The one place that calls hooks. If one throws, its user is closed with 1011. True if not.
+    // The one place that calls hooks (but console()). If one throws, its user is closed with 1011.
     template <class Hook>
     bool callHook(WSConnection *c, const char *name, Hook &&hook) {
         try {
@@ -1103,8 +1108,8 @@ struct WSLoop {
         if (c->state == State::open) guarded(*c, [&] { fail(*c, kInternalError, ""); });
     }
 
-    // Makes a line of texts, numbers, connections and requests: in here only, because that takes
-    // memory and time. What goes wrong in it, or in console(), has no place left to complain.
+    // Builds a line from texts, numbers, connections and requests, only if it is wanted: that takes
+    // memory and time. Failures in here or in console() are ignored: there is nowhere to log them.
     template <class... Parts>
     void log(WSLevel level, const Parts &...parts) {
         if (inConsole_ || (level == WSLevel::debug && !config_.debug)) return;
@@ -1129,9 +1134,9 @@ struct WSLoop {
         return c.user ? "user " + std::to_string(c.user->id()) + " (" + c.address + ')' : c.address;
     }
 
-    // Peers have a say in what is logged. Bytes that a terminal might obey are replaced: control
+    // Peers influence what is logged. Bytes that a terminal might obey are replaced: control
     // characters of ASCII and Unicode (U+0080 to U+009F), and whatever is not UTF-8. A long line is
-    // cut: a pipe takes 512 bytes whole or not at all (_POSIX_PIPE_BUF).
+    // cut: a pipe takes up to 512 bytes whole or not at all (_POSIX_PIPE_BUF).
     static std::string printable(std::string text) {
         constexpr std::size_t kMaxLine = 480;
         if (text.size() > kMaxLine) text = std::string(cutUtf8(text, kMaxLine)) + "...";
@@ -1147,13 +1152,12 @@ struct WSLoop {
 
     static bool wouldBlock(int error) { return error == EAGAIN || error == EWOULDBLOCK; }
 
-    // === 6. The handshake's glue =================================================================
-    // From accept() to the moment when the user is open, or the request is answered with something
-    // else than 101. Here are the socket, the clock, the room and the hooks; the rules are in section
-    // 10.
+    // === 6. The opening handshake ================================================================
+    // From accept() until the user is open, or the request is answered with anything but 101. The
+    // socket, the clock, the limits and the hooks are here; the rules are in section 10.
 
-    // Accepts the clients that wait. One that is gone again is ordinary; after other trouble (no
-    // descriptor is left; another process has shut the listener down) the listeners rest.
+    // Accepts waiting clients. Some may be gone again already, which is normal; after other errors
+    // (no descriptor is left; another process has shut the listener down) the listeners rest.
     void connect(int listener) {
         for (int accepted = 0; accepted < 64; ++accepted) {
             sockaddr_storage peer{};
@@ -1168,7 +1172,7 @@ struct WSLoop {
         }
     }
 
-    // Gives -1 and errno if none came. Small packets are not delayed (TCP_NODELAY): we join them.
+    // Returns -1 and sets errno if no client waits. TCP_NODELAY, because we join small frames here.
     static Descriptor accept(int listener, sockaddr_storage &peer) {
         socklen_t size = sizeof peer;
         auto *address = reinterpret_cast<sockaddr *>(&peer);
@@ -1191,7 +1195,6 @@ struct WSLoop {
         return ::fcntl(fd, F_SETFL, O_NONBLOCK) == 0 && ::fcntl(fd, F_SETFD, FD_CLOEXEC) == 0;
     }
 
-    // "127.0.0.1", "::1", "unix".
     static std::string numericAddress(const sockaddr_storage &peer) {
         Address address = kIpv4;
         if (peer.ss_family == AF_INET)
@@ -1202,7 +1205,7 @@ struct WSLoop {
         return encodeAddress(address);
     }
 
-    // A connection begins, without a user, in the front. Without memory, its socket is closed.
+    // Adds a connection, still without a user, to the front. Out of memory: the socket is closed.
     void add(Descriptor fd, const sockaddr_storage &peer) {
         makePendingRoom();
         try {
@@ -1224,27 +1227,27 @@ struct WSLoop {
     }
 
     // A connection without a user holds a descriptor all the same. If there are too many, the one
-    // whose time is up first goes. One that still has something to get is spared, but only for
-    // closeSeconds: or slow readers could keep newcomers out.
+    // with the earliest deadline is dropped. One that is still owed bytes is spared, but only
+    // for closeSeconds: otherwise slow readers could keep newcomers out.
     void makePendingRoom() {
         if (static_cast<int>(connections_.size() - byId_.size()) < config_.maxPending) return;
-        const auto rank = [&](const WSConnection &c) {
+        const auto urgency = [&](const WSConnection &c) {
             const bool spared = c.owed > 0 && now_ - c.since < microseconds(config_.closeSeconds);
             return std::make_pair(spared, c.deadline);
         };
         WSConnection *first = nullptr;
         for (const auto &c : connections_)
-            if (!c->user && c->state != State::dead && (!first || rank(*c) < rank(*first)))
+            if (!c->user && c->state != State::dead && (!first || urgency(*c) < urgency(*first)))
                 first = c.get();
-        if (first != nullptr) lose(*first, "");
+        if (first != nullptr) drop(*first, "");
     }
 
-    // Collects the request's head, however it trickles in. Returns how many bytes belong to it.
+    // Collects the request's head, however it trickles in. Returns its size once it is complete.
     std::size_t doHandshake(WSConnection &c, std::string_view bytes) {
         const std::string_view text = bytes.substr(0, config_.maxRequestBytes);
         c.wantsBody = text.substr(0, 5) != "HEAD ";
         RequestHead head;
-        const Progress progress = parseHead(text, c.kept.size(), head);
+        const Progress progress = parseHead(text, c.unread.size(), head);
         if (progress.answer == Progress::bad) {
             answer(c, plainResponse(progress.code, progress.reason));
         } else if (progress.answer == Progress::done) {
@@ -1256,21 +1259,21 @@ struct WSLoop {
         return progress.used;
     }
 
-    // A refusal, an HTTP response, or 101 and a new user.
+    // Answers with an error or an HTTP response, or lets a new user in.
     void answerRequest(WSConnection &c, const RequestHead &head, std::string text) {
         WSResponse refusal = checkRequest(head);
         if (refusal.status == 0 && !asksForWebSocket(head)) return answerPlain(c, std::move(text));
         if (refusal.status == 0) refusal = checkUpgrade(head);
         if (refusal.status == 0 && !originAllowed(head))
             refusal = plainResponse(403, "This origin is not allowed to connect.");
-        if (refusal.status == 0 && !hasRoomFor(c))  // 10 s: a guess that slows clients down
+        if (refusal.status == 0 && !hasRoomFor(c))  // 10 s: a guess
             refusal =
                 plainResponse(503, "There is no room for another user.", {{"Retry-After", "10"}});
         if (refusal.status == 0) welcome(c, head, std::move(text));
         else answer(c, refusal);
     }
 
-    // An origin is compared in one spelling. Only browsers can be trusted with it (RFC 6455 10.2).
+    // Origins are compared in one spelling. Only a browser's can be trusted (RFC 6455 10.2).
     bool originAllowed(const RequestHead &head) const {
         const std::size_t count = countFields(head, "Origin");
         const std::string value = fieldValue(head, "Origin");
@@ -1280,8 +1283,8 @@ struct WSLoop {
         return count == 1 && origin && std::count(origins_.begin(), origins_.end(), *origin) > 0;
     }
 
-    // Makes the user, and lets it in unless preConnect() refuses it. Its id is known before: from
-    // preConnect() on nothing can fail that would break the pairs of hooks.
+    // Makes the user, and lets it in unless preConnect() refuses it. What can throw comes before
+    // preConnect() returns, or is guarded: so the hooks always come in pairs.
     void welcome(WSConnection &c, const RequestHead &head, std::string text) {
         const std::string key = acceptKey(fieldValue(head, "Sec-WebSocket-Key"));
         const std::string offered = fieldValue(head, "Sec-WebSocket-Protocol");
@@ -1316,7 +1319,7 @@ struct WSLoop {
                 key + "\r\n";
             const std::string &protocol = c.user->protocol();
             if (!protocol.empty()) response += "Sec-WebSocket-Protocol: " + protocol + "\r\n";
-            // Shared, not copied: so an idle connection keeps no memory to copy to.
+            // Shared, not copied, so that an idle connection keeps no buffer.
             c.outbox.append(std::make_shared<std::string>(response + "\r\n"));
         });
         log(WSLevel::debug, c, " came: ", c.user->request());
@@ -1328,14 +1331,15 @@ struct WSLoop {
         WSResponse response;
         const WSRequest request(std::move(text), c.address);
         const auto ask = [&] { server_.httpRequest(request, response); };
-        bool fine = callHook(nullptr, "httpRequest", ask);
-        if (fine && response.status == 0) response = upgradeRequired();
-        if (fine && !(fine = isSendable(response)))
+        const bool returned = callHook(nullptr, "httpRequest", ask);
+        if (returned && response.status == 0) response = upgradeRequired();
+        const bool fine = returned && isSendable(response);
+        if (returned && !fine)
             log(WSLevel::error, "httpRequest() gave a response that cannot be sent");
         answer(c, fine ? response : plainResponse(500, "Something went wrong."));
     }
 
-    // Answers with anything but 101. What comes later is read and discarded, so that this arrives.
+    // Answers with anything but 101. Later input is read and discarded, so that the answer arrives.
     void answer(WSConnection &c, const WSResponse &response) {
         log(WSLevel::debug, c, " was answered ", response.status);
         queue(c, [&] {
@@ -1347,9 +1351,9 @@ struct WSLoop {
     }
 
     // === 7. Listening ============================================================================
-    // Sockets, limits and signals: what is between us and the system.
+    // Sockets, limits and signals: what we ask of the operating system.
 
-    struct Place {  // what bind() takes (sockaddr_in6 has its port where sockaddr_in has it)
+    struct Endpoint {  // what bind() takes (sockaddr_in6 has its port where sockaddr_in has it)
         sockaddr_storage address{};
         socklen_t size = sizeof address;
         sockaddr *get() { return reinterpret_cast<sockaddr *>(&address); }
@@ -1357,39 +1361,40 @@ struct WSLoop {
         in_port_t &port() { return reinterpret_cast<sockaddr_in &>(address).sin_port; }
     };
 
-    // All addresses get the same port. If the system picks it, another one may find it taken.
+    // All addresses get the same port. If the system picked one that is taken at another, we retry.
     void listen() {
         if (!listeners_.empty() || shuttingDown_) return;
         checkConfig();
-        const std::vector<Place> places = resolve();
+        const std::vector<Endpoint> places = resolve();
         const int tries = config_.port == 0 && !unixPath() ? 10 : 1;
         int error = EADDRINUSE;
         for (int i = 0; i < tries && error == EADDRINUSE; ++i) error = openListeners(places);
         if (error != 0)
-            throw std::runtime_error(placeName(config_.port) + ": cannot listen there (" +
+            throw std::runtime_error(endpointName(config_.port) + ": cannot listen there (" +
                                      std::generic_category().message(error) +
                                      "); stop what listens there, or set another address or port");
         raiseFileLimit();
-        lastTick_ = now_ = look();
-        beat_ = tickPeriod();
-        log(WSLevel::debug, "listening at ", placeName(port_));
+        lastTick_ = now_ = updateClock();
+        lastPeriod_ = tickPeriod();
+        log(WSLevel::debug, "listening at ", endpointName(port_));
     }
 
-    // All, or none. Returns 0 or an error. An address that this machine lacks may be passed over.
-    int openListeners(const std::vector<Place> &places) {
+    // Opens all or none. Returns 0 or an errno. Skips addresses that this machine does not have.
+    int openListeners(const std::vector<Endpoint> &places) {
         growTo(listeners_, places.size());
         int error = EADDRNOTAVAIL;
         port_ = config_.port;
-        for (const Place &place : places) {
+        for (const Endpoint &place : places) {
             const int problem = openListener(place);
             if (problem == EADDRNOTAVAIL || problem == EAFNOSUPPORT) continue;
-            if ((error = problem) != 0) break;
+            error = problem;
+            if (error != 0) break;
         }
         if (error != 0) closeListeners();
         return error;
     }
 
-    int openListener(Place place) {
+    int openListener(Endpoint place) {
         const bool given = config_.listenFd >= 0;
         const int family = place.address.ss_family, on = 1;
         Descriptor socket(given ? ::fcntl(config_.listenFd, F_DUPFD_CLOEXEC, 0)
@@ -1409,15 +1414,15 @@ struct WSLoop {
         if (::getsockname(socket, place.get(), &place.size) != 0) return errno;
         port_ = place.hasPort() ? ntohs(place.port()) : 0;
         const int fd = socket;
-        const auto accepts = [this, fd](short) { connect(fd); };
-        watch(fd, POLLIN, accepts, true);
+        watch(
+            fd, POLLIN, [this, fd](short) { connect(fd); }, true);
         listeners_.push_back(std::move(socket));
         return 0;
     }
 
-    // Binds, also over the file of a Unix socket at which nobody listens: a server that died has
-    // left it. Its mode is set before listen(), from where on clients can come.
-    bool bind(int fd, Place &place) {
+    // Binds, and replaces the file of a Unix socket that no process listens on: a dead server's.
+    // The file's mode is set before listen(), because clients can connect from then on.
+    bool bind(int fd, Endpoint &place) {
         const auto binds = [&] { return ::bind(fd, place.get(), place.size) == 0; };
         if (place.hasPort()) return binds();
         const std::string path = *unixPath();
@@ -1434,15 +1439,15 @@ struct WSLoop {
         return ::chmod(path.c_str(), static_cast<mode_t>(config_.unixMode)) == 0;
     }
 
-    // The path in "unix:/path"; nothing if the address is another one.
+    // The path in "unix:/path"; nothing if the address has another form.
     std::optional<std::string> unixPath() const {
         if (config_.address.compare(0, 5, "unix:") != 0) return std::nullopt;
         return config_.address.substr(5);
     }
 
     // Every address that the configured one resolves to, each once.
-    std::vector<Place> resolve() const {
-        std::vector<Place> places(1);
+    std::vector<Endpoint> resolve() const {
+        std::vector<Endpoint> places(1);
         if (config_.listenFd >= 0) return places;
         if (const std::optional<std::string> path = unixPath()) {
             auto &where = reinterpret_cast<sockaddr_un &>(places[0].address);
@@ -1461,10 +1466,10 @@ struct WSLoop {
                                      "); set a host name or address of this machine");
         const std::unique_ptr<addrinfo, decltype(&::freeaddrinfo)> owner(list, &::freeaddrinfo);
         for (places.clear(); list != nullptr; list = list->ai_next) {
-            Place place;
+            Endpoint place;
             place.size = list->ai_addrlen;
             std::memcpy(&place.address, list->ai_addr, list->ai_addrlen);
-            const auto same = [&](const Place &other) {
+            const auto same = [&](const Endpoint &other) {
                 return std::memcmp(&other.address, &place.address, sizeof place.address) == 0;
             };
             if (std::none_of(places.begin(), places.end(), same)) places.push_back(place);
@@ -1472,7 +1477,7 @@ struct WSLoop {
         return places;
     }
 
-    std::string placeName(int port) const {
+    std::string endpointName(int port) const {
         if (config_.listenFd >= 0) return "listenFd " + std::to_string(config_.listenFd);
         const std::string address =
             config_.address.empty() ? "every address" : "address " + quoted(config_.address);
@@ -1480,7 +1485,8 @@ struct WSLoop {
     }
 
     static std::string quoted(const std::string &text) { return '"' + text + '"'; }
-    // The file of a Unix socket goes first: a server that starts now makes its own.
+
+    // Removes the Unix socket's file first: after that, a new server can create its own.
     void closeListeners() {
         if (!socketPath_.empty()) ::unlink(std::exchange(socketPath_, {}).c_str());
         for (const Descriptor &fd : listeners_) unwatch(fd);
@@ -1488,7 +1494,7 @@ struct WSLoop {
         port_ = 0;
     }
 
-    // Each connection takes a descriptor, the program a few. The soft limit is ours to raise.
+    // Each connection takes a descriptor, the program a few more. We may raise the soft limit.
     void raiseFileLimit() {
         const auto wanted =
             static_cast<rlim_t>(config_.maxUsers) + static_cast<rlim_t>(config_.maxPending) + 64;
@@ -1516,7 +1522,7 @@ struct WSLoop {
         reject(field, std::to_string(value), range.data());
     }
 
-    // What `parse` makes of the entries of a list.
+    // Parses each entry of a list; throws for the first that is malformed.
     template <class Value>
     static std::vector<Value> checked(const char *field, const std::vector<std::string> &entries,
                                       std::optional<Value> parse(std::string_view),
@@ -1530,7 +1536,7 @@ struct WSLoop {
         return values;
     }
 
-    // Throws for the first field that makes no sense. Keeps what is read only once.
+    // Throws for the first field that makes no sense. Keeps, parsed, the lists that are read once.
     void checkConfig() {
         const WSBaseConfig &c = config_;
         constexpr double kMost = std::numeric_limits<int>::max(), kBytes = 1e15;
@@ -1577,14 +1583,14 @@ struct WSLoop {
 
     static constexpr int kSignals = 65;  // they are numbered from 1 to 64 at most
 
-    // The server that wants a signal. All that a handler may touch.
-    static std::atomic<WSLoop *> &wantsSignal(int signal) {
+    // The loop that a signal stops, or null: all that the handler may touch.
+    static std::atomic<WSLoop *> &loopFor(int signal) {
         static std::array<std::atomic<WSLoop *>, kSignals> servers;
         return servers[static_cast<std::size_t>(signal)];
     }
 
     static void onSignal(int signal) {
-        WSLoop *const loop = wantsSignal(signal);
+        WSLoop *const loop = loopFor(signal);
         if (loop != nullptr) ++loop->signals_, loop->wake();
     }
 
@@ -1593,9 +1599,10 @@ struct WSLoop {
         for (const int signal : signals) {
             if (signal < 1 || signal >= kSignals)
                 throw std::invalid_argument("stopOn(): no signal " + std::to_string(signal));
-            std::atomic<WSLoop *> &server = wantsSignal(signal);
+            std::atomic<WSLoop *> &server = loopFor(signal);
             if (server == this) continue;
-            if (server != nullptr) throw std::logic_error("stopOn(): another server has it");
+            if (server != nullptr)
+                throw std::logic_error("stopOn(): another server handles this signal");
             struct sigaction action {};
             action.sa_handler = onSignal;
             action.sa_flags = SA_RESTART;
@@ -1616,30 +1623,31 @@ struct WSLoop {
     std::string socketPath_;  // of the listener, if it is a Unix socket
     int port_ = 0;
 
-    Microseconds clock_ = 0;  // read by look() when time may have passed
-    Microseconds now_ = 0;    // the clock behind poll(), for everything in a turn
-    Microseconds nextLook_ = 0, nextClocks_ = 0, shutdownDeadline_ = 0, lastTrouble_ = -kSecond;
-    Microseconds lastTick_ = 0, beat_ = 0;  // when tick() was due last, and its period then
-    Microseconds restUntil_ = 0;            // the listeners
-    Microseconds serveEnd_ = 0;       // when the time of the connection that is served is over
-    std::size_t share_ = kMostBytes;  // for each connection, in this turn
+    Microseconds clock_ = 0;  // read by updateClock() when time may have passed
+    Microseconds now_ = 0;    // the time when poll() returned, for the whole turn
+    Microseconds nextFullPoll_ = 0, nextDeadlines_ = 0, shutdownDeadline_ = 0;
+    Microseconds lastTrouble_ = -kSecond;
+    Microseconds lastTick_ = 0, lastPeriod_ = 0;  // when tick() was due last, and its period then
+    Microseconds restUntil_ = 0;                  // until then the listeners are not polled
+    Microseconds serveEnd_ = 0;                   // when the served connection's time is over
+    std::size_t share_ = kMostBytes;              // for each connection, in this turn
 
-    // Entry i of the array is watched_[i], the listeners first; behind these, entry i is
-    // connections_[i], those that have spoken lately first.
+    // First the entries of watched_, of which the listeners come first; then those of connections_,
+    // in the same order, of which the front comes first.
     std::vector<pollfd> pollfds_;
     std::vector<Watched> watched_;
     std::vector<std::unique_ptr<WSConnection>> connections_;
     std::size_t front_ = 0;                         // how many have spoken lately
     std::vector<WSConnection *> busy_;              // something happened to them, oldest first
-    std::vector<WSConnection *> finishing_;         // the same, while finish() is at it
+    std::vector<WSConnection *> finishing_;         // the same, while finish() handles them
     std::map<std::uint64_t, WSConnection *> byId_;  // those that have a user, whatever their state
     int userCount_ = 0;                             // users that are open
     std::uint64_t lastId_ = 0;
     WSStats stats_;
     std::vector<char> inbox_;                // shared by all connections: idle ones need none
-    std::shared_ptr<WSMessage::Body> body_;  // of the last message, for the next one
+    std::shared_ptr<WSMessage::Body> body_;  // of the last message, kept for the next one
     bool polledAll_ = false;                 // not only the front
-    bool isShort_ = false;                   // the kernel has no memory
+    bool mustRest_ = false;                  // the kernel has no memory
     bool inTurn_ = false, inSendHook_ = false, inConsole_ = false, shuttingDown_ = false;
     WSConnection *newcomer_ = nullptr;   // is in preConnect()
     std::optional<WSResponse> refusal_;  // what preConnect() refused it with
@@ -1648,12 +1656,11 @@ struct WSLoop {
     std::array<Descriptor, 2> wakePipe_ = makeWakePipe();
     std::atomic<bool> stopAsked_{false};
     std::atomic<int> signals_{0};  // since preShutdown() was asked
-    std::mutex mutex_;             // of posted_
+    std::mutex mutex_;             // guards posted_
     std::vector<std::function<void()>> posted_;
     std::vector<std::pair<int, struct sigaction>> oldHandlers_;
 };
 
-// The face of the loop: server.h says what these do.
 WSBaseServer::WSBaseServer(std::unique_ptr<WSBaseConfig> config)
     : config_(std::move(config)), loop_(std::make_unique<WSLoop>(*this, *config_)) {}
 WSBaseServer::~WSBaseServer() = default;
@@ -1704,21 +1711,18 @@ WSStats WSBaseServer::stats() const {
     return all;
 }
 
-// A pipe that nobody reads is not to hold up everybody: what it does not take is not printed.
-// (A line is short enough to be taken whole. A terminal that is stopped may still hold it up.)
+// A pipe that is not read must not block the server: a line that it does not take is dropped. (A
+// line is short enough to be taken whole. A stopped terminal may still block the server.)
 void WSBaseServer::console(WSLevel level, std::string_view text) {
     pollfd out{STDOUT_FILENO, POLLOUT, 0};
     if (::poll(&out, 1, 0) != 1 || out.revents != POLLOUT) return;
-    constexpr std::array<const char *, 3> kLabels{"",
-                                                  "warning: ", "error: "};  // as WSLevel has them
+    constexpr std::array<const char *, 3> kLabels{"", "warning: ", "error: "};  // by WSLevel
     const char *label = kLabels[static_cast<std::size_t>(level)];
     std::printf("%s%.*s\n", label, static_cast<int>(text.size()), text.data());
     std::fflush(stdout);
 }
 
-// === 8. What hooks hold ==========================================================================
-// Messages, requests and users, as server.h and user.h promise them.
-
+// === 8. What hooks are given =====================================================================
 namespace {
 
 // jsoncpp's reader and writer: making them takes ten times as long as using them.
@@ -1741,7 +1745,7 @@ struct JsonTools {
 };
 thread_local JsonTools jsonTools;
 
-// A stream that runs out of memory would end in the middle and not say so, if it may.
+// Without exceptions, a stream that runs out of memory would end in the middle and not say so.
 std::string writeJson(const Json::Value &json) {
     std::ostringstream text;
     text.exceptions(std::ios::badbit);
@@ -1762,9 +1766,9 @@ std::size_t escapeSize(std::string_view text) {
     return isSurrogate(6, "cdefCDEF") ? 12 : 0;
 }
 
-// Whether a text is nested no deeper than `maxDepth`, has no more than `maxValues` values (one at
-// first, one in each array or object, one behind each comma), and has neither comments, control
-// characters nor half surrogate pairs, which jsoncpp lets pass and RFC 8259 does not have.
+// Whether a text is nested no deeper than `maxDepth`, has no more than `maxValues` values (counted:
+// one, one per array or object, one per comma), and has no comments or raw control characters,
+// which jsoncpp accepts against RFC 8259, nor half surrogate pairs, which are not UTF-8 (8.2).
 bool isWithinLimits(std::string_view text, int maxDepth, int maxValues) {
     int depth = 0, values = 1;
     bool inString = false;
@@ -1798,7 +1802,7 @@ std::unique_ptr<Json::Value> parseJson(const std::string &text, int maxDepth, in
     return fine && (json->isObject() || json->isArray()) ? std::move(json) : nullptr;
 }
 
-// The head of a text that is known to be one, or is not.
+// The parsed head; an empty one if the text is malformed.
 RequestHead parsed(const std::string &text) {
     RequestHead head;
     return parseHead(text, 0, head).answer == Progress::done ? head : RequestHead();
@@ -1892,11 +1896,11 @@ std::size_t WSBaseUser::backlog() const { return connection_ ? connection_->queu
 namespace {
 
 // === 9. The queue of unsent bytes ================================================================
-// A row of pieces. Small frames that follow each other are joined in one, so the usual queue is one
-// piece for one send(). Pieces are freed as they are sent; when all are, the first one keeps its
-// memory, because the next turn needs it again, until readClocks() frees it.
+// A row of pieces. Small frames that follow each other are joined into one, so the usual queue is
+// one piece for one send(). Pieces are freed as they are sent. When all are, the first one keeps
+// its buffer for the next turn; checkDeadlines() frees it.
 
-// Copied bytes are joined up to this size: what is sent can only be freed piece by piece.
+// Copied bytes are joined up to this size, because memory is freed piece by piece.
 constexpr std::size_t kPieceBytes = 16 * 1024;
 
 void Outbox::append(std::string_view header, std::string_view payload) {
@@ -2017,8 +2021,8 @@ bool listHas(const RequestHead &head, std::string_view name, std::string_view wa
     return std::any_of(elements.begin(), elements.end(), same);
 }
 
-// Finds the end of the head; `seen` bytes were looked at before. Complains at the first byte that
-// no head can have: control characters, line breaks other than CR LF (RFC 9112 2.2).
+// Finds the end of the head; `seen` bytes were looked at before. Fails at the first byte that no
+// head can have: a control character, or a line break other than CR LF (RFC 9112 2.2).
 Progress findHeadEnd(std::string_view bytes, std::size_t seen) {
     for (std::size_t i = seen - std::min<std::size_t>(seen, 1); i < bytes.size(); ++i) {
         const char c = bytes[i];
@@ -2033,7 +2037,7 @@ Progress findHeadEnd(std::string_view bytes, std::size_t seen) {
     return needMoreAfter(0);
 }
 
-// The bytes of a numeric address, IPv4 or IPv6. (inet_pton() would see a text end at a NUL.)
+// The bytes of a numeric address, IPv4 or IPv6. (inet_pton() would stop at a NUL.)
 std::optional<Address> parseAddress(std::string_view text) {
     const std::string copy(text);
     Address address = kIpv4;
@@ -2063,9 +2067,8 @@ bool splitHost(std::string_view text, std::string_view &host, std::string_view &
     return port.empty() || std::stoi(std::string(port)) <= 65535;
 }
 
-// request-target = origin-form / absolute-form / … (RFC 9112 3.2): RFC 6455 4.2.1 wants both. No
-// '#' is sent (RFC 6455 3). Some marks that RFC 3986 does not allow pass, because browsers send
-// them.
+// request-target = origin-form / absolute-form / … (RFC 9112 3.2); RFC 6455 4.2.1 wants both. A '#'
+// is refused (RFC 6455 3). Some marks that RFC 3986 forbids pass, because browsers send them.
 bool parseTarget(std::string_view target, RequestHead &head) {
     const auto fine = [](char c) { return c > 0x20 && c < 0x7F && c != '#'; };
     if (target.empty() || !std::all_of(target.begin(), target.end(), fine)) return false;
@@ -2084,8 +2087,7 @@ bool parseTarget(std::string_view target, RequestHead &head) {
 }
 
 // request-line = method SP request-target SP HTTP-version (RFC 9112 3); a later 1.x is read as 1.1
-// (RFC 9110 2.5). An empty line before it comes behind an earlier request only: we do not skip it
-// (2.2).
+// (RFC 9110 2.5). We do not skip an empty line before it (2.2): there is no earlier request.
 bool parseRequestLine(std::string_view line, RequestHead &head) {
     const std::size_t first = std::min(line.find(' '), line.size());
     const std::size_t last = std::min(line.rfind(' '), line.size());
@@ -2149,7 +2151,7 @@ WSResponse checkUpgrade(const RequestHead &head) {
     if (countFields(head, "Sec-WebSocket-Version") > 1)
         return plainResponse(400, "There is more than one Sec-WebSocket-Version.");
     if (fieldValue(head, "Sec-WebSocket-Version") != "13")
-        return plainResponse(426, "Only version 13 of the WebSocket protocol is spoken.",
+        return plainResponse(426, "Only version 13 of the WebSocket protocol is supported.",
                              {{"Sec-WebSocket-Version", "13"}, {"Upgrade", "websocket"}});
     const std::optional<std::string> key = base64Decode(fieldValue(head, "Sec-WebSocket-Key"));
     if (countFields(head, "Sec-WebSocket-Key") != 1 || !key || key->size() != 16)
@@ -2164,7 +2166,7 @@ std::string acceptKey(std::string_view key) {
     return base64Encode({reinterpret_cast<const char *>(digest.data()), digest.size()});
 }
 
-// The first of ours that the client offers too, or none: never other bytes of the client's (4.2.2).
+// The first of ours that the client offers, or none: never other text from the client (4.2.2).
 std::string chooseProtocol(const std::vector<std::string> &ours, std::string_view offered) {
     const std::vector<std::string_view> theirs = splitList(offered, ',');
     const auto isOffered = [&](const std::string &protocol) {
@@ -2174,7 +2176,7 @@ std::string chooseProtocol(const std::vector<std::string> &ours, std::string_vie
     return chosen == ours.end() ? std::string() : *chosen;
 }
 
-// An origin (RFC 6454 6.2) in one spelling: lower case, with the port that its scheme stands for.
+// An origin (RFC 6454 6.2) in one spelling: lower case, its scheme's default port filled in.
 // Nothing if it is malformed: "null", "", a path, user-info, two of them.
 std::optional<std::string> normalOrigin(std::string_view text) {
     std::string origin(text);
@@ -2193,7 +2195,7 @@ std::optional<std::string> normalOrigin(std::string_view text) {
     return (scheme + "://").append(host).append(":").append(port);
 }
 
-// '+' is a space and %41 an A, as forms encode them. A '%' without two digits stays one.
+// '+' becomes a space and %41 an A, as forms encode them. A '%' without two hex digits is kept.
 std::string decodePercent(std::string_view text) {
     constexpr std::string_view kHex = "0123456789abcdef";
     std::string decoded;
@@ -2222,7 +2224,7 @@ std::string encodeAddress(const Address &address) {
     return text.data();
 }
 
-// IPv4 is in networks of IPv4 only: as 16 bytes, all of it would be in ::/64.
+// IPv4 addresses are only in IPv4 networks: in their 16-byte form, all of them would be in ::/64.
 bool isIn(const Network &network, const std::optional<Address> &address) {
     if (!network.address || !address) return network.address == address;
     if (isIpv4(*network.address) != isIpv4(*address)) return false;
@@ -2247,7 +2249,7 @@ std::optional<Network> parseNetwork(std::string_view text) {
     return Network{address, bits};
 }
 
-// Without its port, and the brackets that IPv6 then needs: "192.0.2.1:80", "[2001:db8::1]:80".
+// The address without port and brackets: "192.0.2.1:80", "[2001:db8::1]:80".
 std::string_view withoutPort(std::string_view text) {
     const std::size_t bracket = text.find(']');
     if (text.substr(0, 1) == "[" && bracket != text.npos) return text.substr(1, bracket - 1);
@@ -2256,8 +2258,8 @@ std::string_view withoutPort(std::string_view text) {
 }
 
 // The client that a request comes from: `peer`, or the one that trusted proxies name in
-// X-Forwarded-For. Each adds at the right the address that it was asked by: we go from the right,
-// and stop at the first that is not trusted. Anybody may have made up what stands left of that.
+// X-Forwarded-For. Each proxy appends the address that connected to it: we go from the right, and
+// stop at the first that is not trusted. Whatever stands left of that may be forged.
 std::string clientAddress(std::string peer, const std::vector<Network> &trusted,
                           const RequestHead &head) {
     if (trusted.empty()) return peer;
@@ -2299,7 +2301,7 @@ WSResponse upgradeRequired() {
                          {{"Upgrade", "websocket"}});
 }
 
-// What may go on the wire: a line break in a value would begin a header of its own.
+// Whether it may be sent: a line break in a value would start another header.
 bool isSendable(const WSResponse &response) {
     if (response.status < 200 || response.status > 599) return false;
     for (const auto &[name, value] : response.headers) {
@@ -2323,7 +2325,7 @@ std::string httpDate(std::time_t now) {
     return text.data();
 }
 
-// Each is the last on its connection (RFC 9112 9.6). Connection names an Upgrade (RFC 9110 7.8).
+// Each response is the last (RFC 9112 9.6). Connection also names Upgrade, if sent (RFC 9110 7.8).
 std::string encodeResponse(const WSResponse &response, std::time_t now, bool withBody) {
     std::string text = "HTTP/1.1 " + statusText(response.status) + "\r\n";
     bool upgrade = false;
@@ -2352,7 +2354,7 @@ std::string encodeResponse(const WSResponse &response, std::time_t now, bool wit
 //      | masking key (32), if MASK is set; then the payload            |
 //      +---------------------------------------------------------------+
 //
-// RFC 6455 5.2. Whatever breaks its rules is refused at the first byte that does.
+// RFC 6455 5.2. A frame that breaks the rules is refused at the first byte that shows it.
 
 constexpr unsigned kFin = 0x80, kReserved = 0x70, kOpcode = 0x0F;  // of the first byte
 constexpr unsigned kMask = 0x80, kLength = 0x7F;                   // of the second
@@ -2389,7 +2391,7 @@ Progress parseFrameHeader(std::string_view bytes, FrameHeader &header) {
         const bool tooSmall = (extended == 2 && i == 1 && header.length < kLength16) ||
                               (extended == 8 && i == 5 && header.length == 0);
         if (tooSmall || (extended == 8 && i == 0 && header.length > 0x7F))
-            return bad(kProtocolError, "the length is not minimal");
+            return bad(kProtocolError, "the length is malformed");
     }
     const std::size_t size = 2 + extended + header.maskingKey.size();
     if (bytes.size() < size) return needMoreAfter(0);
@@ -2408,34 +2410,33 @@ std::size_t encodeFrameHeader(char *out, Opcode opcode, std::uint64_t length) {
 }
 
 // Octet i of the payload is XORed with octet i MOD 4 of the masking key (RFC 6455 5.3), for a piece
-// that begins at `offset`, also in place. The key is repeated as it stands there, whatever the byte
-// order; compilers make wider numbers of four. (memcpy() reads where nothing is aligned, at no
-// cost.)
+// that begins at `offset`, also in place. The key is repeated in memory order,
+// so byte order does not matter; compilers vectorize four words. memcpy() reads them unaligned.
 void unmask(const char *from, char *to, std::size_t size, std::array<unsigned char, 4> key,
             std::uint64_t offset) {
-    std::array<unsigned char, 8> turned{};
-    for (std::size_t k = 0; k < turned.size(); ++k) turned[k] = key[(offset + k) % 4];
-    std::uint64_t twice = 0;
-    std::memcpy(&twice, turned.data(), sizeof twice);
+    std::array<unsigned char, 8> rotated{};
+    for (std::size_t k = 0; k < rotated.size(); ++k) rotated[k] = key[(offset + k) % 4];
+    std::uint64_t doubled = 0;
+    std::memcpy(&doubled, rotated.data(), sizeof doubled);
     std::size_t i = 0;
     const auto xorWith = [&](auto words) {
         for (; i + sizeof words <= size; i += sizeof words) {
             std::memcpy(words.data(), from + i, sizeof words);
-            for (std::uint64_t &word : words) word ^= twice;
+            for (std::uint64_t &word : words) word ^= doubled;
             std::memcpy(to + i, words.data(), sizeof words);
         }
     };
     xorWith(std::array<std::uint64_t, 4>{});
     xorWith(std::array<std::uint64_t, 1>{});
-    for (; i < size; ++i) to[i] = static_cast<char>(from[i] ^ turned[i % 4]);
+    for (; i < size; ++i) to[i] = static_cast<char>(from[i] ^ rotated[i % 4]);
 }
 
 // === 12. Messages ================================================================================
 //     message  = frame(text | binary, FIN)
 //              | frame(text | binary) *frame(continuation) frame(continuation, FIN)
 //
-// with control frames anywhere between the frames (RFC 6455 5.4). A control frame is taken when it is
-// whole; payloads of data frames are unmasked into the message as they come.
+// with control frames anywhere between the frames (RFC 6455 5.4). A control frame waits until it is
+// whole; payloads of data frames are unmasked into the message as they arrive.
 
 Progress MessageReader::read(char *bytes, std::size_t size, const Limits &limits, Found &found) {
     found = {};
@@ -2473,7 +2474,7 @@ Progress MessageReader::read(char *bytes, std::size_t size, const Limits &limits
     return doneAfter(used + piece);
 }
 
-// Where a data frame stands in its message, and whether it may be that long: before it is stored.
+// Checks a data frame's place in its message and its length, before any of it is stored.
 Progress MessageReader::beginFrame(const Limits &limits) {
     const bool inMessage = opcode_ != Opcode::continuation;
     const bool continues = frame_.opcode == Opcode::continuation;
@@ -2487,14 +2488,14 @@ Progress MessageReader::beginFrame(const Limits &limits) {
         fragments_ = 0;
     }
     if (filled_ > limits.maxMessageBytes || frame_.length > limits.maxMessageBytes - filled_)
-        return bad(kTooBig, "the message is too big");  // 1009: 7.4.1; that there is a limit: 10.4
+        return bad(kTooBig, "the message is too big");  // 1009: RFC 6455 7.4.1; limits: 10.4
     if (++fragments_ > limits.maxFragments) return bad(kPolicyViolation, "too many fragments");
     inPayload_ = true;
     done_ = 0;
     return doneAfter(0);
 }
 
-// A declared length allocates nothing: at most 16 times what is here is reserved.
+// A declared length alone allocates nothing: we reserve at most 16 times what has arrived.
 char *MessageReader::makeRoom(std::size_t size) {
     if (!message) message = std::make_shared<std::string>();
     const std::size_t here = filled_ + size;
@@ -2507,18 +2508,18 @@ char *MessageReader::makeRoom(std::size_t size) {
 // === 13. Closing =================================================================================
 // RFC 6455 5.5.1: close payload = [ code (16 bits, network byte order) [ reason (UTF-8) ] ]
 
-// Those that RFC 6455 7.4.1 defines, but not 1004, 1005, 1006 and 1015; 1012 to 1014, which IANA
+// The codes of RFC 6455 7.4.1, without 1004, 1005, 1006 and 1015; 1012 to 1014, which IANA
 // registered later; and 3000 to 4999, for libraries and applications (7.4.2).
 bool isCloseCode(int code) {
     return (code >= 1000 && code <= 1003) || (code >= 1007 && code <= 1014) ||
            (code >= 3000 && code <= 4999);
 }
 
-// Done: the code (1005 if there is none, 7.1.5); behind the bytes used is the reason. Bad: a code.
+// Done: the code (1005 if there is none, 7.1.5); the reason follows the bytes used. Bad: a code.
 Progress parseClose(std::string_view payload) {
     if (payload.empty()) return {Progress::done, 0, kNoCode, ""};
     // "If there is a body, the first two bytes of the body MUST be a 2-byte unsigned integer"
-    if (payload.size() == 1) return bad(kProtocolError, "a close code has one byte");
+    if (payload.size() == 1) return bad(kProtocolError, "a Close payload has only one byte");
     const int code =
         static_cast<unsigned char>(payload[0]) << 8 | static_cast<unsigned char>(payload[1]);
     if (!isCloseCode(code)) return bad(kProtocolError, "this close code may not be sent");
@@ -2533,10 +2534,10 @@ std::string encodeClose(int code, std::string_view reason) {
 }
 
 // === 14. UTF-8 ===================================================================================
-// RFC 3629 4, as an automaton. E0 and F0 would begin what fits fewer bytes, ED a surrogate, F4 what
-// is above U+10FFFF. A state is a shift: the entry of the table for a byte, shifted by it, has the
-// next state in its lowest six bits. So a step is one look-up and one shift, without a branch that a
-// processor could guess wrong (an idea of Per Vognsen,
+// RFC 3629 4, as an automaton. Some bytes after E0 and F0 would be overlong, after ED a surrogate,
+// after F4 above U+10FFFF. A state is a shift: a byte's table entry, shifted by the state, has the
+// next state in its lowest six bits. A step is one look-up and one shift, without a branch that
+// could be mispredicted (an idea of Per Vognsen,
 // https://gist.github.com/pervognsen/218ea17743e1442e59bb60d29b1aa725).
 
 constexpr Utf8State kOneMore{12}, kTwoMore{18}, kThreeMore{24};
@@ -2574,7 +2575,7 @@ constexpr std::array<std::uint64_t, 256> utf8Table() {
     return table;
 }
 
-// How much of the text is ASCII, in steps of eight bytes: none of them has its highest bit set.
+// How many bytes at the beginning are ASCII (highest bit clear), counted in steps of eight.
 std::size_t asciiSize(std::string_view text) {
     std::size_t size = 0;
     for (std::uint64_t eight = 0; size + 8 <= text.size(); size += 8) {
@@ -2586,11 +2587,11 @@ std::size_t asciiSize(std::string_view text) {
 
 Utf8State checkUtf8(std::string_view piece, Utf8State begin) {
     static constexpr std::array<std::uint64_t, 256> kTable = utf8Table();
-    constexpr std::uint64_t kSixBits = 0x3F;  // what is above belongs to other states
+    constexpr std::uint64_t kSixBits = 0x3F;  // the bits above belong to other states
     std::uint64_t state = begin;
     while (!piece.empty()) {
         if (state == kBetweenCharacters) piece.remove_prefix(asciiSize(piece));
-        // After 32 steps it may be worth while to look for ASCII again.
+        // After 32 steps it may be worthwhile to look for ASCII again.
         const std::string_view next = piece.substr(0, 32);
         for (const char byte : next)
             state = kTable[static_cast<unsigned char>(byte)] >> (state & kSixBits);
@@ -2604,7 +2605,7 @@ bool isUtf8(std::string_view text) {
     return checkUtf8(text, kBetweenCharacters) == kBetweenCharacters;
 }
 
-// At most `size` bytes of it, cut between two characters.
+// At most the first `size` bytes, cut between two characters.
 std::string_view cutUtf8(std::string_view text, std::size_t size) {
     size = std::min(size, text.size());
     while (size > 0 && size < text.size() &&
@@ -2614,7 +2615,7 @@ std::string_view cutUtf8(std::string_view text, std::size_t size) {
 }
 
 // === 15. base64 ==================================================================================
-// RFC 4648 4: three bytes are four digits of six bits; what is missing at the end is written as '='.
+// RFC 4648 4: three bytes are four digits of six bits; missing ones at the end are written as '='.
 
 constexpr std::string_view kDigits =
     "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
@@ -2643,15 +2644,14 @@ std::optional<std::string> base64Decode(std::string_view text) {
         const std::size_t digit = kDigits.find(text[i]);
         if (digit == kDigits.npos) return std::nullopt;
         bits = bits << 6 | static_cast<std::uint32_t>(digit);
-        // Behind the first digit of four, each one completes a byte.
+        // After the first digit of each four, every digit completes a byte.
         if (i % 4 != 0) bytes += static_cast<char>(bits >> (6 - 2 * (i % 4)));
     }
     return bytes;
 }
 
 // === 16. SHA-1 ===================================================================================
-// FIPS 180-4. It is broken for signatures; here it only proves that the server read the key (RFC 6455
-// 10.8).
+// FIPS 180-4. Broken for signatures; here it only proves that we read the key (RFC 6455 10.8).
 
 using Sha1State = std::array<std::uint32_t, 5>;
 
@@ -2672,13 +2672,12 @@ void sha1Block(const char *block, Sha1State &state) {
         w[i / 4] = w[i / 4] << 8 | static_cast<unsigned char>(block[i]);
     for (std::size_t t = 16; t < 80; ++t)
         w[t] = rotateLeft(w[t - 3] ^ w[t - 8] ^ w[t - 14] ^ w[t - 16], 1);
-    auto [a, b, c, d, e] = state;
+    Sha1State next = state;
     for (std::size_t t = 0; t < 80; ++t) {
-        const std::uint32_t next = rotateLeft(a, 5) + mixed(t, b, c, d) + e + w[t];
-        e = std::exchange(d, std::exchange(c, rotateLeft(std::exchange(b, a), 30)));
-        a = next;
+        const auto [a, b, c, d, e] = next;
+        next = {rotateLeft(a, 5) + mixed(t, b, c, d) + e + w[t], a, rotateLeft(b, 30), c, d};
     }
-    state = {state[0] + a, state[1] + b, state[2] + c, state[3] + d, state[4] + e};
+    for (std::size_t i = 0; i < state.size(); ++i) state[i] += next[i];
 }
 
 std::array<unsigned char, 20> sha1(std::string_view message) {

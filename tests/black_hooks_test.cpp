@@ -136,13 +136,13 @@ TEST_CASE("However a connection ends, its last two hooks run once, with code and
              peer.send(closeFrame(1001));
          },
          1001, "idle", "close 1001, EOF"},
-        {"The server shuts down.",
+        {"The server is shutting down.",
          [](Server &server, Peer &peer) {
              server.shutdown();
              server.turn(0ms);
              peer.send(closeFrame(1001));
          },
-         1001, "shuts down", "close 1001, EOF"},
+         1001, "shutting down", "close 1001, EOF"},
         {"A hook throws.",
          [](Server &server, Peer &peer) {
              server.onProcess = [](User &, WSMessage &) { throw std::runtime_error("oh"); };

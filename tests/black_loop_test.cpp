@@ -254,7 +254,7 @@ TEST_CASE("A watch function that throws is logged and unwatched; the others go o
     for (int i = 0; i < 3; ++i) server.turn(0ms);
     CHECK(calls == 1);
     CHECK(served == 3);
-    CHECK(joined(server.lines) == "watch() threw: on purpose");
+    CHECK(joined(server.lines) == "a function given to watch() threw: on purpose");
 }
 
 TEST_CASE("A watched descriptor that its owner has closed is logged once and unwatched") {
@@ -266,7 +266,8 @@ TEST_CASE("A watched descriptor that its owner has closed is logged once and unw
     int turns = 0;
     for (const auto end = Clock::now() + 50ms; Clock::now() < end; ++turns) server.turn(50ms);
     CHECK(turns < 5);
-    CHECK(joined(server.lines) == "descriptor " + std::to_string(fd) + " is watched, but closed");
+    CHECK(joined(server.lines) ==
+          "descriptor " + std::to_string(fd) + " was closed without unwatch()");
 }
 
 TEST_CASE("watch() throws for a bad descriptor or an empty function") {

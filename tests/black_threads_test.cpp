@@ -125,7 +125,8 @@ TEST_CASE("A posted function that throws is logged, and the others run") {
     server.turn(0ms);
     CHECK(calls == 1);
     CHECK(joined(server.lines) ==
-          "post() threw: on purpose, post() threw: something that is not a std::exception");
+          "a function given to post() threw: on purpose, "
+          "a function given to post() threw: something that is not a std::exception");
     CHECK_THROWS_AS(server.post({}), std::invalid_argument);
 }
 

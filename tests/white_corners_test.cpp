@@ -55,8 +55,8 @@ struct Pair {
     }
 
     // Lets the clocks be read now: they are not due for a second.
-    void readClocks() {
-        loop.nextClocks_ = 0;
+    void checkDeadlines() {
+        loop.nextDeadlines_ = 0;
         turn();
     }
 
@@ -88,7 +88,7 @@ TEST_CASE("the memory of messages is freed after a second, or with the last conn
     for (const bool leaves : {true, false}) {
         CAPTURE(leaves);
         Pair pair;
-        pair.loop.nextClocks_ = WSLoop::kNever;
+        pair.loop.nextDeadlines_ = WSLoop::kNever;
         pair.sendBinary(400'000);
         REQUIRE(pair.loop.body_ != nullptr);
         CHECK(pair.loop.body_->payload->capacity() >= 400'000);
@@ -97,7 +97,7 @@ TEST_CASE("the memory of messages is freed after a second, or with the last conn
             pair.peer.reset();
             for (int i = 0; i < 3; ++i) pair.turn();
         } else {
-            pair.readClocks();
+            pair.checkDeadlines();
         }
         CHECK(pair.loop.connections_.empty() == leaves);
         CHECK(pair.loop.body_ == nullptr);
@@ -110,7 +110,7 @@ TEST_CASE("a message that comes after the server's Close is ignored, and its mem
     pair.sendBinary(10'000);
     CHECK(pair.server.where == nullptr);
     CHECK(pair.connection().state == WSConnection::State::closing);
-    pair.readClocks();
+    pair.checkDeadlines();
     CHECK(pair.connection().reader.message == nullptr);
 }
 
@@ -120,11 +120,11 @@ TEST_CASE("a connection that is idle has no memory for what it sends and receive
     pair.sendBinary(3000);
     WSConnection &c = pair.connection();
     REQUIRE(c.queued() == 0);
-    pair.readClocks();
+    pair.checkDeadlines();
     Heap::reset();
     c.outbox = Outbox();
     c.reader.message = nullptr;
-    std::string().swap(c.kept);
+    std::string().swap(c.unread);
     const long held = Heap::held();
     CHECK(held == 0);
 }
