@@ -56,7 +56,7 @@ struct ChatConfig : WSBaseConfig {
 };
 
 struct ChatUser : WSBaseUser {
-    ChatUser() { maxIdle = 30; }  // seconds to say hello; after that, silence is fine
+    ChatUser() { maxIdle = 30; }  // who has not said hello by then makes room for others
 
     bool isHere() const { return !nick.empty(); }
 

@@ -445,7 +445,7 @@ struct ClusterConfig : WSBaseConfig {
 };
 
 struct ClusterUser : WSBaseUser {
-    ClusterUser() { maxIdle = 30; }  // seconds to say hello
+    ClusterUser() { maxIdle = 30; }  // who has not said hello by then makes room for others
 
     enum class State { silent, joining, here };
     bool isHere() const { return state == State::here; }

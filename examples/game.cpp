@@ -57,7 +57,7 @@ struct GameConfig : WSBaseConfig {
 };
 
 struct Player : WSBaseUser {
-    Player() { maxIdle = 10; }  // seconds to join
+    Player() { maxIdle = 10; }  // who has not joined by then makes room for others
 
     bool isIn = false;
     bool isBehind = false;  // has skipped a frame

@@ -748,6 +748,7 @@ TEST_CASE("texts that are not an origin") {
         {"a scheme alone, without slashes", "https:"},
         {"no scheme", "://example.com"},
         {"a scheme that begins with a digit", "1http://example.com"},
+        {"a scheme that begins with a brace", "{http://example.com"},
         {"a scheme with a space", "ht tp://example.com"},
         {"one slash", "https:/example.com"},
         {"three slashes", "https:///example.com"},

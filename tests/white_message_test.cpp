@@ -146,6 +146,7 @@ TEST_CASE("texts that are JSON, and others") {
         {"an escape of no digits", "[\"\\u00g0\"]", false},
         {"the first half of a surrogate pair, alone", "[\"\\ud800\"]", false},
         {"the first half, before something else", "[\"\\ud83dx\"]", false},
+        {"the first half, before more text", "[\"\\ud83dxyzabc\"]", false},
         {"the first half, before another character", "[\"\\ud83d\\u0041\"]", false},
         {"the first half twice", "[\"\\ud83d\\ud83d\"]", false},
         {"the second half, alone", "[\"\\udc00\"]", false},
