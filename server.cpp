@@ -87,8 +87,7 @@
 #endif
 
 // === 1. What the parts are made of ===============================================================
-// Everything is in an anonymous namespace or declared in our headers, so nothing here can clash
-// with the program. The pure parts are declared here, defined below: the loop comes first.
+// All is in an anonymous namespace or declared in our headers: nothing clashes with the program.
 
 namespace {
 
@@ -114,8 +113,8 @@ class Outbox {  // the queue of unsent bytes (section 9)
     void append(std::string_view header, std::string_view payload);  // copies them
     void append(Payload payload);                                    // shares it
     std::size_t size() const { return size_; }
-    // Points `pieces` at up to `most` unsent bytes. Sets `most` to the bytes, returns the pieces.
-    std::size_t gather(std::array<iovec, kMaxPieces> &pieces, std::size_t &most) const;
+    // Points `pieces` at unsent bytes, and returns how many it has filled in.
+    std::size_t gather(std::array<iovec, kMaxPieces> &pieces) const;
     // Drops the first `size` bytes. Returns a large payload among them that is unshared, for reuse.
     Payload sent(std::size_t size);
 
@@ -349,7 +348,6 @@ struct WSLoop {
     bool turn(std::chrono::milliseconds timeout) {
         if (inTurn_) throw std::logic_error("turn() was called from a hook");
         inTurn_ = true;
-
         // 1. Poll: which descriptors are ready? From here on, now_ is the time of the whole turn.
         poll(timeout);
         // 2. Serve the connections that are ready, then whatever else is watched.
@@ -361,10 +359,14 @@ struct WSLoop {
         tick();
         // 4. Finish: write what is queued, call the last hooks of users that leave, close sockets.
         finish();
-
         ++stats_.turns;
-        const double took = static_cast<double>(updateClock() - now_) / 1e6;
-        stats_.longestTurnSeconds = std::max(stats_.longestTurnSeconds, took);
+        const Microseconds took = updateClock() - now_;
+        stats_.longestTurnSeconds =
+            std::max(stats_.longestTurnSeconds, static_cast<double>(took) / 1e6);
+        if (took > kSecond / 10) {  // a slow hook is no peer's fault
+            for (const auto &c : connections_) c->deadline += took;
+            shutdownDeadline_ += took;
+        }
         const bool ended = shutdownEnded();
         inTurn_ = false;
         return !ended;
@@ -377,8 +379,7 @@ struct WSLoop {
         now_ = updateClock();  // the program may have taken its time since the last turn
         const bool due = now_ >= nextFullPoll_ || now_ >= nextDeadlines_;
         polledAll_ = due || connections_.size() - front_ <= 64;
-        const Microseconds until =
-            std::min(waitUntil(timeout), polledAll_ ? kNever : nextFullPoll_);
+        const Microseconds end = std::min(waitUntil(timeout), polledAll_ ? kNever : nextFullPoll_);
         const auto each = static_cast<Microseconds>(5 * connections_.size());
         if (due) nextFullPoll_ = now_ + std::min(each, 50 * kMillisecond);
 
@@ -386,7 +387,7 @@ struct WSLoop {
         const std::size_t begin = now_ < restUntil_ ? listeners_.size() : 0;
         const std::size_t polled = polledAll_ ? connections_.size() : front_;
         int ready = ::poll(&pollfds_[begin], static_cast<nfds_t>(watched_.size() - begin + polled),
-                           until == kNever ? -1 : milliseconds(until - now_));
+                           end == kNever ? -1 : milliseconds(end - now_));
         mustRest_ = ready < 0 && errno != EINTR;  // EINTR is an ordinary end: none was ready
         if (mustRest_) logTrouble("poll", errno);
         polledAll_ = polledAll_ && !mustRest_;
@@ -455,7 +456,7 @@ struct WSLoop {
     void logTrouble(const char *what, int error) {
         if (now_ - std::exchange(lastTrouble_, now_) > kSecond)
             log(WSLevel::warning, "cannot ", what,
-                ", trying again: ", std::generic_category().message(error));
+                ", trying again: ", std::error_code(error, std::generic_category()));
     }
 
     // A system call for one connection failed. If memory is short, the next poll() rests first.
@@ -474,28 +475,21 @@ struct WSLoop {
         return c.state != State::dead && (c.ready != 0 || (c.hasUnread && !isThrottled(c)));
     }
 
-    static std::size_t shareOf(std::size_t connections) {
-        return std::clamp(kTurnBytes / (connections + 1), kLeastBytes, kMostBytes);
-    }
-
     // Serves at least one connection of each rank, more while its time lasts. The rest stay listed.
     void serve() {
         constexpr std::array<Microseconds, 3> kTimes{4 * kMillisecond, kMillisecond, kMillisecond};
         std::size_t ready = 0;
         for (const WSConnection *c : busy_) ready += isReady(*c);
-        share_ = shareOf(ready);
+        share_ = std::clamp(kTurnBytes / (ready + 1), kLeastBytes, kMostBytes);
         for (std::size_t rank = 0; rank < kTimes.size(); ++rank) {
             const Microseconds end = clock_ + kTimes[rank];
             for (std::size_t i = 0; i < busy_.size(); ++i) {
                 WSConnection &c = *busy_[i];
                 if (c.served || c.rank != rank || !isReady(c)) continue;
                 serve(c);
-                --ready;
                 if (clock_ >= end) break;
             }
         }
-        const auto isUnserved = [](const WSConnection *c) { return !c->served; };
-        if (ready > 0) std::stable_partition(busy_.begin(), busy_.end(), isUnserved);
     }
 
     // A connection gets rank 2 while it uses all of its share of bytes, and for 20 times as long as
@@ -608,35 +602,38 @@ struct WSLoop {
         callHook(nullptr, "tick", [&] { server_.tick(); });
     }
 
-    // For each connection to which something happened: writes what is queued, calls the hooks that
-    // are due, removes it if it is dead. Whatever hooks cause here is left to the next turn, which
-    // starts at once. Removals come last, when no hook can be walking over the users.
+    // Writes what is queued, calls the hooks that are due, removes the dead: last, when no hook can
+    // be walking over the users. Whatever hooks cause here is left to the next turn, at once.
     void finish() {
-        const auto leaves = [](const WSConnection &c) { return c.user && c.state > State::open; };
         finishing_.swap(busy_);
-        share_ = shareOf(finishing_.size());
-        for (WSConnection *c : finishing_)
-            if (!c->stalled) flush(*c);
+        const Microseconds writeEnd = updateClock() + 2 * kMillisecond;  // for large queues
+        for (WSConnection *c : finishing_) {
+            if (c->stalled) continue;
+            if (c->queued() > kSmall) c->served = updateClock() < writeEnd;
+            if (c->queued() <= kSmall || c->served) flush(*c);
+        }
         const Microseconds end = updateClock() + kMillisecond;
         for (WSConnection *c : finishing_) {
             if (c->queued() == 0 && std::exchange(c->aboveMark, false) && c->state == State::open)
                 callHook(c, "drained", [&] { server_.callDrained(*c->user); });
             if (leaves(*c) && clock_ < end) sayGoodbye(*c), updateClock();
         }
-        for (WSConnection *c : finishing_) {
-            c->listed = c->served = false;
-            if (c->state == State::dead && !leaves(*c)) {
-                remove(*c);
-                continue;
-            }
-            // Frames that wait in `unread` need no POLLIN.
-            const bool reads = !c->inputEnded && !c->hasUnread && !isThrottled(*c);
-            const int events = (reads ? POLLIN : 0) | (c->stalled ? POLLOUT : 0);
-            entryOf(*c).events = static_cast<short>(events);
-            const bool writes = c->queued() > 0 && !c->stalled && c->state != State::dead;
-            if (leaves(*c) || writes || isReady(*c)) touch(*c);
-        }
+        std::stable_partition(finishing_.begin(), finishing_.end(),
+                              [](const WSConnection *c) { return !c->served; });
+        for (WSConnection *c : finishing_) release(*c);
         finishing_.clear();
+    }
+
+    static bool leaves(const WSConnection &c) { return c.user && c.state > State::open; }
+
+    // Removes a dead connection. Of another one, says what poll() is to look for; or lists it again.
+    void release(WSConnection &c) {
+        c.listed = c.served = false;
+        if (c.state == State::dead && !leaves(c)) return remove(c);
+        const bool reads = !c.inputEnded && !c.hasUnread && !isThrottled(c);
+        entryOf(c).events = static_cast<short>((reads ? POLLIN : 0) | (c.stalled ? POLLOUT : 0));
+        const bool writes = c.queued() > 0 && !c.stalled && c.state != State::dead;
+        if (leaves(c) || writes || isReady(c)) touch(c);
     }
 
     // The one place that removes a connection and closes its socket.
@@ -737,7 +734,6 @@ struct WSLoop {
     // One recv() per connection and turn, of at most a share, into one inbox that all connections
     // use. Frames are parsed in place there, and payloads are unmasked into their message. What is
     // incomplete at the end is kept with the connection, and copied in front of the next bytes.
-    //
     // A share of 256 KiB can hold 43 000 of the smallest frames. So each frame counts as at least
     // 128 bytes, the clock is read on the way, and frames wait while their peer reads nothing.
 
@@ -826,10 +822,10 @@ struct WSLoop {
         if (body_.use_count() == 1) body_->json.reset();  // it can be large
     }
 
-    // A ping is answered with its own payload; while the peer does not take what is queued for it,
-    // only the latest ping is (RFC 6455 5.5.3 allows both).
+    // A ping is answered with its own payload; while much is queued, or the peer takes nothing, only
+    // the latest ping is (RFC 6455 5.5.3 allows both).
     void receivedPing(WSConnection &c, std::string_view payload) {
-        if (c.stalled || c.queued() > share_) c.pong = std::make_unique<std::string>(payload);
+        if (c.stalled || c.queued() > kSmall) c.pong = std::make_unique<std::string>(payload);
         else queueFrame(c, Opcode::pong, payload);
     }
 
@@ -891,7 +887,6 @@ struct WSLoop {
             return c.queued() == 0 || c.queued() + size <= config_.maxQueuedBytes;
         };
         if (!fits()) flush(c);
-        while (c.state == State::open && !c.stalled && !fits()) flush(c);
         if (c.state != State::open) return false;
         if (!fits()) {
             log(WSLevel::warning, c, " reads too slowly: its queue would exceed maxQueuedBytes");
@@ -923,14 +918,13 @@ struct WSLoop {
         touch(c);
     }
 
-    // The only place that writes to a socket: at most one share. POLLOUT or the next turn goes on.
+    // The only place that writes to a socket: whatever the kernel takes. POLLOUT goes on.
     void flush(WSConnection &c) {
         if (c.state == State::dead) return;
         const bool waited = std::exchange(c.stalled, false);
-        if (c.queued() > 0) {
+        while (c.queued() > 0 && !c.stalled) {
             std::array<iovec, kMaxPieces> pieces;
-            std::size_t offered = share_;
-            const std::size_t count = c.outbox.gather(pieces, offered);
+            const std::size_t count = c.outbox.gather(pieces);
             msghdr message{};
             message.msg_iov = pieces.data();
             message.msg_iovlen = static_cast<decltype(message.msg_iovlen)>(count);
@@ -940,7 +934,7 @@ struct WSLoop {
             if (sent < 0) failedCall(c, "send", errno);
             if (c.state == State::dead) return;
             if (sent > 0) wrote(c, static_cast<std::size_t>(sent), waited);
-            c.stalled = sent < static_cast<ssize_t>(offered);
+            c.stalled = c.queued() > 0 && (sent < 0 || count < kMaxPieces);
         }
         if (c.queued() > 0 || c.state != State::flushing) return;
         // Half-close, so that the peer can read everything: close() with unread input would make
@@ -1120,6 +1114,7 @@ struct WSLoop {
                 using Part = std::decay_t<decltype(part)>;
                 if constexpr (std::is_same_v<Part, WSConnection>) text += nameOf(part);
                 else if constexpr (std::is_same_v<Part, WSRequest>) text += part.path();
+                else if constexpr (std::is_same_v<Part, std::error_code>) text += part.message();
                 else if constexpr (std::is_arithmetic_v<Part>) text += std::to_string(part);
                 else text += part;
             };
@@ -1236,10 +1231,13 @@ struct WSLoop {
             return std::make_pair(spared, c.deadline);
         };
         WSConnection *first = nullptr;
-        for (const auto &c : connections_)
-            if (!c->user && c->state != State::dead && (!first || urgency(*c) < urgency(*first)))
-                first = c.get();
-        if (first != nullptr) drop(*first, "");
+        int pending = 0;
+        for (const auto &c : connections_) {
+            if (c->user || c->state == State::dead) continue;
+            ++pending;
+            if (first == nullptr || urgency(*c) < urgency(*first)) first = c.get();
+        }
+        if (pending >= config_.maxPending && first != nullptr) drop(*first, "");
     }
 
     // Collects the request's head, however it trickles in. Returns its size once it is complete.
@@ -1384,11 +1382,16 @@ struct WSLoop {
         growTo(listeners_, places.size());
         int error = EADDRNOTAVAIL;
         port_ = config_.port;
-        for (const Endpoint &place : places) {
-            const int problem = openListener(place);
-            if (problem == EADDRNOTAVAIL || problem == EAFNOSUPPORT) continue;
-            error = problem;
-            if (error != 0) break;
+        try {
+            for (const Endpoint &place : places) {
+                const int problem = openListener(place);
+                if (problem == EADDRNOTAVAIL || problem == EAFNOSUPPORT) continue;
+                error = problem;
+                if (error != 0) break;
+            }
+        } catch (...) {
+            closeListeners();
+            throw;
         }
         if (error != 0) closeListeners();
         return error;
@@ -1915,19 +1918,18 @@ void Outbox::append(std::string_view header, std::string_view payload) {
 }
 
 void Outbox::append(Payload payload) {
+    if (!pieces_.empty()) pieces_.back().copied.shrink_to_fit();
     pieces_.emplace_back();
     size_ += payload->size();
     pieces_.back().shared = std::move(payload);
 }
 
-std::size_t Outbox::gather(std::array<iovec, kMaxPieces> &pieces, std::size_t &most) const {
-    std::size_t count = 0, offset = offset_, left = most;
-    for (std::size_t i = first_; i < pieces_.size() && count < kMaxPieces && left > 0; ++i) {
-        const std::string_view rest = pieces_[i].bytes().substr(std::exchange(offset, 0), left);
+std::size_t Outbox::gather(std::array<iovec, kMaxPieces> &pieces) const {
+    std::size_t count = 0, offset = offset_;
+    for (std::size_t i = first_; i < pieces_.size() && count < kMaxPieces; ++i) {
+        const std::string_view rest = pieces_[i].bytes().substr(std::exchange(offset, 0));
         if (!rest.empty()) pieces[count++] = {const_cast<char *>(rest.data()), rest.size()};
-        left -= rest.size();
     }
-    most -= left;
     return count;
 }
 
@@ -2354,7 +2356,7 @@ std::string encodeResponse(const WSResponse &response, std::time_t now, bool wit
 //      | masking key (32), if MASK is set; then the payload            |
 //      +---------------------------------------------------------------+
 //
-// RFC 6455 5.2. A frame that breaks the rules is refused at the first byte that shows it.
+// RFC 6455 5.2. A frame that breaks the rules is refused as soon as its header shows it.
 
 constexpr unsigned kFin = 0x80, kReserved = 0x70, kOpcode = 0x0F;  // of the first byte
 constexpr unsigned kMask = 0x80, kLength = 0x7F;                   // of the second

@@ -86,9 +86,13 @@ inline std::string joined(const Strings &strings) {
 
 struct User : WSBaseUser {
     User() { maxIdle = 0; }
-    bool isIdle() const override { return saysIdle || WSBaseUser::isIdle(); }
+    bool isIdle() const override {
+        if (whenAsked) whenAsked();
+        return saysIdle || WSBaseUser::isIdle();
+    }
 
     bool saysIdle = false;
+    std::function<void()> whenAsked;
 };
 
 struct Config : WSBaseConfig {

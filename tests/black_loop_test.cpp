@@ -33,8 +33,8 @@ void takeTurnsFor(WSBaseServer &server, Time time) {
 }  // namespace
 
 TEST_CASE("tick() runs every tickSeconds, the first time that long after listen()") {
-    Ticking server(0.2);
     const auto start = Clock::now();
+    Ticking server(0.2);
     server.turn(0ms);
     CHECK(server.ticks == 0);
     for (int i = 1; i <= 3; ++i) {

@@ -112,18 +112,14 @@ TEST_CASE("A user whose message has arrived but is not yet read is not idle") {
 }
 
 TEST_CASE("A user whose message arrives while its room is wanted is not idle") {
-    Server server([](Config &config) { config.maxUsers = 2; });
-    Peer ada(server), bob(server);
+    Server server([](Config &config) { config.maxUsers = 1; });
+    Peer ada(server);
+    server.user(1).saysIdle = true;
+    server.user(1).whenAsked = [&] { ada.send(frame(kText, "I am here")); };
     Client newcomer(server);
-    for (int i = 0; i < 5; ++i) server.turn(1ms);
-    for (User &user : server.users()) user.saysIdle = user.id() == 1;
-    server.onProcess = [&](User &user, WSMessage &) {
-        if (user.id() == 2) ada.send(frame(kText, "I am here"));
-    };
-    bob.send(frame(kText, "wait"));
-    newcomer.send(upgrade());  // served after bob, in the same turn
+    newcomer.send(upgrade());
     CHECK(has(newcomer.head(), " 503 "));
-    CHECK(server.userCount() == 2);
+    CHECK(server.userCount() == 1);
 }
 
 TEST_CASE("maxMessagesPerSecond starts over every second") {
@@ -369,6 +365,19 @@ TEST_CASE("At maxPending the connection that has been pending longest makes room
         CHECK(crowd[i]->input.empty() == (i < 6));
     }
     CHECK(server.userCount() == 11);
+}
+
+TEST_CASE("At maxPending, a connection that has just gone makes room, and nobody else has to") {
+    Server server([](Config &config) { config.maxPending = 2; });
+    Client quiet(server), gone(server);
+    for (int i = 0; i < 5; ++i) server.turn(1ms);
+    gone.reset();
+    Client newcomer(server);  // served after the reset, in the same turn
+    for (int i = 0; i < 5; ++i) server.turn(1ms);
+    for (Client *client : {&quiet, &newcomer}) {
+        client->send(upgrade());
+        CHECK(has(client->head(), " 101 "));
+    }
 }
 
 TEST_CASE("A connection with queued data is not evicted while another one can be") {

@@ -182,6 +182,12 @@ void *operator new(std::size_t size) {
     return block;
 }
 
+void *operator new(std::size_t size, const std::nothrow_t &) noexcept {
+    void *block = std::malloc(std::max<std::size_t>(size, 1));
+    if (block != nullptr) Heap::grow(sizeOfBlock(block));
+    return block;
+}
+
 // Not inline, or g++ would warn that free() does not match `new`.
 [[gnu::noinline]] void operator delete(void *block) noexcept {
     if (block != nullptr) Heap::shrink(sizeOfBlock(block));
