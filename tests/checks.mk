@@ -19,7 +19,10 @@ formatted := $(headers) $(wildcard examples/*.h tests/*.h tests/*/*.h) $(foreign
 strict = $(warnings) -Werror -std=c++17 -I. $(json_cflags) $(brew_cflags) $(auth_cflags) \
     -DEXAMPLES_DIR='""'
 
-lint: format-check cppcheck $(compiled) $(tidied)  ## Format, warnings, cppcheck, clang-tidy
+lint: budgets format-check cppcheck $(compiled) $(tidied)  ## Sizes, format, warnings, analyzers
+
+budgets:  ## Checks that the sources stay small
+	@tests/budgets
 
 $(compiled): compiled/%: | deps-lint
 	$(call say,g++ and clang++ $*)g++ $(strict) -fsyntax-only $* && \
@@ -239,7 +242,7 @@ deps-interop: | deps-cluster
 deps-cluster: | deps-auth
 endif
 
-.PHONY: lint $(compiled) $(tidied) cppcheck format-check format dropin-check install-check
+.PHONY: lint budgets $(compiled) $(tidied) cppcheck format-check format dropin-check install-check
 .PHONY: valgrind tsan coverage interop differential attack attack-check fairness fairness-check
 .PHONY: soak fuzz fuzz-replay bench bench-check bench-micro cluster-bench counts counts-update
 .PHONY: $(deps_checks)
