@@ -230,7 +230,12 @@ TEST_CASE("The server listens on an IPv6 address") {
     client.send(upgrade());
     CHECK(has(client.head(), " 101 "));
     CHECK(server.user(1).address() == "::1");
-    CHECK_THROWS(Client(server.port()));  // nothing listens on IPv4
+    try {
+        const Client other(server.port());  // of another process, if anything listens there
+        for (int i = 0; i < 5; ++i) server.turn(1ms);
+    } catch (const std::exception &) {  // NOLINT(bugprone-empty-catch)
+    }
+    CHECK(server.stats().pending == 0);
 }
 
 TEST_CASE("The soft limit on open files is raised as needed, and never lowered") {
