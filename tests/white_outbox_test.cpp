@@ -158,6 +158,18 @@ TEST_CASE("one system call gets 64 pieces; the others follow") {
     CHECK(sent == all);
 }
 
+TEST_CASE("copied bytes before a shared payload reserve no room for more") {
+    const Payload payload = shared(std::string(4096, 'x'));
+    Heap::reset();
+    Outbox outbox;
+    for (int i = 0; i < 100; ++i) {
+        appendCopy(outbox, "", std::string(2050, 'y'));
+        appendCopy(outbox, "", std::string(2050, 'y'));
+        outbox.append(payload);
+    }
+    CHECK(Heap::held() < 100 * 2 * 2050 * 3 / 2);
+}
+
 TEST_CASE("a payload is shared, not copied, and released as soon as it is sent") {
     const Payload first = shared("first"), second = shared("second"), last = shared("last");
     Outbox outbox;
