@@ -21,10 +21,10 @@ struct WSBaseConfig {
     // --- where to listen, and which clients may connect ------------------------------------------
 
     // A host name or numeric address: the server listens on every address it resolves to, IPv4 and
-    // IPv6. The default reaches this machine only. Empty: every interface; any client that reaches
-    // the port can connect. "unix:/run/chat/socket": a Unix socket with that path, for a proxy on
-    // this machine. A file that a dead server left there is replaced; one of a living server, or
-    // that is not a socket, is not. (A server that has bound but not yet listens looks dead.)
+    // IPv6. The default reaches this machine only. Empty or "::": every interface; any client that
+    // reaches the port can connect. "unix:/run/chat/socket": a Unix socket, for a proxy on this
+    // machine. A file that a dead server left there is replaced; one of a living server, or that is
+    // not a socket, is not. (A server that has bound but not yet listens looks dead.)
     std::string address = "localhost";
 
     // The mode of the Unix socket, 0 to 0777, as chmod() takes it; clients need write permission.

@@ -156,18 +156,21 @@ std::string fieldValue(const RequestHead &head, std::string_view name);
 std::vector<std::string_view> splitList(std::string_view list, char separator);
 std::string decodePercent(std::string_view text);
 
-// An IP address in 16 bytes; IPv4 is mapped into IPv6 (RFC 4291 2.5.5.2).
+// An IP address in 16 bytes; IPv4 is mapped into IPv6 (RFC 4291 2.5.5.2). Unix sockets have none.
 using Address = std::array<unsigned char, 16>;
 constexpr Address kIpv4{0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xFF, 0xFF};
 
-struct Network {  // addresses that begin with the same bits; no address: all Unix sockets
+struct Network {  // addresses that begin with the same bits; or all Unix sockets
     std::optional<Address> address;
     std::size_t bits = 0;
 };
-std::string encodeAddress(const Address &address);
+bool isIpv4(const Address &address);
+bool isIn(const Network &network, const std::optional<Address> &address);
+std::optional<Address> parseAddress(std::string_view text);
+std::string encodeAddress(const std::optional<Address> &address);
 std::optional<Network> parseNetwork(std::string_view text);
-std::string clientAddress(std::string peer, const std::vector<Network> &trusted,
-                          const RequestHead &head);
+std::optional<Address> clientAddress(std::optional<Address> peer,
+                                     const std::vector<Network> &trusted, const RequestHead &head);
 
 // Close codes that the server uses itself (RFC 6455 7.4.1). Two are only for hooks and are never
 // sent: 1005, the peer's Close had no code; and 1006, there was no Close.
@@ -285,14 +288,14 @@ struct WSConnection {
     std::uint16_t closeCode = 0;
     int rateCount = 0;  // messages and pings in the second that began at:
     Microseconds rateSecond = 0;
-    Microseconds costlyUntil = 0;  // has rank 2 at least until then
-    Microseconds lastByte = 0;     // when the peer last sent or took something
-    Microseconds since = 0;        // when it was accepted, or when its end began
-    Microseconds deadline = 0;     // of the handshake, the ping, or the closing
-    std::size_t slot = 0;          // its place in connections_
-    std::size_t owed = 0;          // bytes unsent that were queued before its end began
-    std::string unread;            // received, but incomplete or not read yet
-    std::string address;           // of the client
+    Microseconds costlyUntil = 0;    // has rank 2 at least until then
+    Microseconds lastByte = 0;       // when the peer last sent or took something
+    Microseconds since = 0;          // when it was accepted, or when its end began
+    Microseconds deadline = 0;       // of the handshake, the ping, or the closing
+    std::size_t slot = 0;            // its place in connections_
+    std::size_t owed = 0;            // bytes unsent that were queued before its end began
+    std::string unread;              // received, but incomplete or not read yet
+    std::optional<Address> address;  // of the client
     MessageReader reader;
     Outbox outbox;
     std::unique_ptr<std::string> pong;  // waits until everything else is sent
@@ -1054,8 +1057,11 @@ struct WSLoop {
 
     // Whether there is room for this newcomer. The users that are idle longest make room for it.
     bool hasRoomFor(const WSConnection &newcomer) {
+        // An IPv6 client has a whole /64 (RFC 4291 2.5.4): all its addresses count as one.
+        const bool six = newcomer.address && !isIpv4(*newcomer.address);
+        const Network network{newcomer.address, six ? 64U : 128U};
         const auto sameAddress = [&](const auto &c) {
-            return c->state == State::open && c->address == newcomer.address;
+            return c->state == State::open && isIn(network, c->address);
         };
         const int most = config_.maxUsersPerAddress;
         if (most > 0 &&
@@ -1126,7 +1132,8 @@ struct WSLoop {
     }
 
     static std::string nameOf(const WSConnection &c) {
-        return c.user ? "user " + std::to_string(c.user->id()) + " (" + c.address + ')' : c.address;
+        const std::string address = encodeAddress(c.address);
+        return c.user ? "user " + std::to_string(c.user->id()) + " (" + address + ')' : address;
     }
 
     // Peers influence what is logged. Bytes that a terminal might obey are replaced: control
@@ -1190,14 +1197,14 @@ struct WSLoop {
         return ::fcntl(fd, F_SETFL, O_NONBLOCK) == 0 && ::fcntl(fd, F_SETFD, FD_CLOEXEC) == 0;
     }
 
-    static std::string numericAddress(const sockaddr_storage &peer) {
+    static std::optional<Address> addressOf(const sockaddr_storage &peer) {
         Address address = kIpv4;
         if (peer.ss_family == AF_INET)
             std::memcpy(&address[12], &reinterpret_cast<const sockaddr_in &>(peer).sin_addr, 4);
         else if (peer.ss_family == AF_INET6)
             std::memcpy(&address[0], &reinterpret_cast<const sockaddr_in6 &>(peer).sin6_addr, 16);
-        else return "unix";
-        return encodeAddress(address);
+        else return std::nullopt;
+        return address;
     }
 
     // Adds a connection, still without a user, to the front. Out of memory: the socket is closed.
@@ -1211,7 +1218,7 @@ struct WSLoop {
             growTo(finishing_, size);
             auto c = std::make_unique<WSConnection>(std::move(fd));
             c->slot = connections_.size();
-            c->address = numericAddress(peer);
+            c->address = addressOf(peer);
             c->lastByte = c->since = now_;
             c->deadline = now_ + microseconds(config_.handshakeSeconds);
             pollfds_.push_back({c->fd, POLLIN, 0});
@@ -1249,7 +1256,7 @@ struct WSLoop {
         if (progress.answer == Progress::bad) {
             answer(c, plainResponse(progress.code, progress.reason));
         } else if (progress.answer == Progress::done) {
-            c.address = clientAddress(std::move(c.address), proxies_, head);
+            c.address = clientAddress(c.address, proxies_, head);
             answerRequest(c, head, std::string(text.substr(0, progress.used)));
         } else if (text.size() == config_.maxRequestBytes) {
             answer(c, plainResponse(431, "The request's head is too large."));
@@ -1297,7 +1304,7 @@ struct WSLoop {
             user.id_ = id;
             user.clock_ = &now_;
             user.lastMessage_ = now_;
-            user.request_ = WSRequest(std::move(text), c.address);
+            user.request_ = WSRequest(std::move(text), encodeAddress(c.address));
             newcomer_ = &c;
             if (!chosen.empty()) user.protocol_ = std::make_unique<const std::string>(chosen);
             server_.callPreConnect(user, c.fd);
@@ -1327,7 +1334,7 @@ struct WSLoop {
     // A GET or HEAD that does not ask for a WebSocket.
     void answerPlain(WSConnection &c, std::string text) {
         WSResponse response;
-        const WSRequest request(std::move(text), c.address);
+        const WSRequest request(std::move(text), encodeAddress(c.address));
         const auto ask = [&] { server_.httpRequest(request, response); };
         const bool returned = callHook(nullptr, "httpRequest", ask);
         if (returned && response.status == 0) response = upgradeRequired();
@@ -1462,7 +1469,9 @@ struct WSLoop {
         addrinfo hints{}, *list = nullptr;
         hints.ai_socktype = SOCK_STREAM;
         hints.ai_flags = AI_PASSIVE;
-        const char *host = config_.address.empty() ? nullptr : config_.address.c_str();
+        // Both families for "::", too, which people expect of it.
+        const bool every = config_.address.empty() || parseAddress(config_.address) == Address{};
+        const char *host = every ? nullptr : config_.address.c_str();
         if (const int error = ::getaddrinfo(host, "0", &hints, &list); error != 0)
             throw std::runtime_error("address is " + quoted(config_.address) +
                                      ": it does not resolve (" + ::gai_strerror(error) +
@@ -2219,10 +2228,11 @@ bool isIpv4(const Address &address) {
     return std::equal(kIpv4.begin(), kIpv4.begin() + 12, address.begin());
 }
 
-std::string encodeAddress(const Address &address) {
+std::string encodeAddress(const std::optional<Address> &address) {
+    if (!address) return "unix";
     std::array<char, INET6_ADDRSTRLEN> text{};
-    const bool four = isIpv4(address);
-    ::inet_ntop(four ? AF_INET : AF_INET6, &address[four ? 12 : 0], text.data(), text.size());
+    const bool four = isIpv4(*address);
+    ::inet_ntop(four ? AF_INET : AF_INET6, &(*address)[four ? 12 : 0], text.data(), text.size());
     return text.data();
 }
 
@@ -2251,29 +2261,27 @@ std::optional<Network> parseNetwork(std::string_view text) {
     return Network{address, bits};
 }
 
-// The address without port and brackets: "192.0.2.1:80", "[2001:db8::1]:80".
-std::string_view withoutPort(std::string_view text) {
-    const std::size_t bracket = text.find(']');
-    if (text.substr(0, 1) == "[" && bracket != text.npos) return text.substr(1, bracket - 1);
-    const std::size_t colon = text.find(':');
-    return colon == text.rfind(':') ? text.substr(0, colon) : text;
+// "192.0.2.1", "2001:db8::1"; with a port "192.0.2.1:80", "[2001:db8::1]:80".
+std::optional<Address> parseForwarded(std::string_view text) {
+    const std::optional<Address> address = parseAddress(text);
+    std::string_view host, port;
+    if (address || !splitHost(text, host, port)) return address;
+    return parseAddress(host[0] == '[' ? host.substr(1, host.size() - 2) : host);
 }
 
 // The client that a request comes from: `peer`, or the one that trusted proxies name in
 // X-Forwarded-For. Each proxy appends the address that connected to it: we go from the right, and
 // stop at the first that is not trusted. Whatever stands left of that may be forged.
-std::string clientAddress(std::string peer, const std::vector<Network> &trusted,
-                          const RequestHead &head) {
-    if (trusted.empty()) return peer;
-    std::optional<Address> address = parseAddress(peer);  // a Unix socket has none
-    const auto isTrusted = [&](const Network &network) { return isIn(network, address); };
+std::optional<Address> clientAddress(std::optional<Address> peer,
+                                     const std::vector<Network> &trusted, const RequestHead &head) {
+    const auto isTrusted = [&](const Network &network) { return isIn(network, peer); };
     const std::string list = fieldValue(head, "X-Forwarded-For");
     const std::vector<std::string_view> elements = splitList(list, ',');
     for (std::size_t i = elements.size(); i-- > 0;) {
         if (std::none_of(trusted.begin(), trusted.end(), isTrusted)) break;
-        address = parseAddress(withoutPort(elements[i]));
-        if (!address) break;
-        peer = encodeAddress(*address);
+        const std::optional<Address> named = parseForwarded(elements[i]);
+        if (!named) break;
+        peer = named;
     }
     return peer;
 }

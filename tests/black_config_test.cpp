@@ -201,8 +201,11 @@ TEST_CASE("The server listens on every address that its name resolves to, at one
         ofLocalhost.emplace_back(numeric);
     }
     ::freeaddrinfo(list);
-    const std::vector<std::pair<const char *, Strings>> rows = {
-        {"localhost", ofLocalhost}, {"", {"127.0.0.1", "::1"}}, {"127.0.0.1", {"127.0.0.1"}}};
+    const std::vector<std::pair<const char *, Strings>> rows = {{"localhost", ofLocalhost},
+                                                                {"", {"127.0.0.1", "::1"}},
+                                                                {"::", {"127.0.0.1", "::1"}},
+                                                                {"0::0", {"127.0.0.1", "::1"}},
+                                                                {"127.0.0.1", {"127.0.0.1"}}};
     for (const auto &row : rows) {
         Server server([&](Config &config) { config.address = row.first; });
         for (const std::string &address : row.second) {

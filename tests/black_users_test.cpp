@@ -310,6 +310,32 @@ TEST_CASE("maxUsersPerAddress tells users behind a trusted proxy apart") {
     CHECK(server.userCount() == 2);
 }
 
+TEST_CASE("maxUsersPerAddress counts an IPv6 /64 as one address") {
+    struct Row {
+        const char *first, *second;
+        bool same;
+    };
+    const Row rows[] = {
+        {"2001:db8::1", "2001:db8::ffff:ffff:ffff:ffff", true},
+        {"2001:db8::1", "2001:db8:0:1::1", false},
+        {"2001:db8::1", "192.0.2.1", false},
+        {"192.0.2.1", "192.0.2.2", false},
+        {"::1", "192.0.2.1", false},  // mapped into IPv6, 192.0.2.1 is in ::/64
+        {"::ffff:192.0.2.1", "192.0.2.1", true},
+    };
+    for (const Row &row : rows) {
+        INFO(row.first << " and " << row.second);
+        Server server([](Config &config) {
+            config.trustedProxies = {"127.0.0.1"};
+            config.maxUsersPerAddress = 1;
+        });
+        const Peer peer(server, "/", "X-Forwarded-For: "s + row.first + "\r\n");
+        Client other(server);
+        other.send(upgrade("/", "X-Forwarded-For: "s + row.second + "\r\n"));
+        CHECK(has(other.head(), row.same ? " 503 " : " 101 "));
+    }
+}
+
 TEST_CASE("A user that exceeds maxMessagesPerSecond is disconnected with 1008") {
     for (const unsigned opcode : {kText, kBinary, kPing, kPong}) {
         CAPTURE(opcode);

@@ -330,10 +330,16 @@ std::vector<Network> networks(const std::vector<std::string> &texts) {
     return all;
 }
 
+// The client of a request, in words: an address or "unix".
+std::string clientOf(const std::string &peer, const std::vector<Network> &trusted,
+                     const RequestHead &head) {
+    return encodeAddress(clientAddress(parseAddress(peer), trusted, head));
+}
+
 // The client that these header lines name, if "10.0.0.0/8", "::1" and Unix sockets are trusted.
 std::string clientOf(const std::string &peer, const std::string &lines) {
     const std::vector<Network> trusted = networks({"10.0.0.0/8", "::1", "unix"});
-    return clientAddress(peer, trusted, Head(withField(lines)).parsed);
+    return clientOf(peer, trusted, Head(withField(lines)).parsed);
 }
 
 }  // namespace
@@ -381,6 +387,15 @@ TEST_CASE("the client that a trusted proxy names in X-Forwarded-For") {
         {"an IPv6 address and a port", "10.0.0.1", "[2001:db8::9]:4711", "2001:db8::9"},
         {"an IPv6 address in brackets", "10.0.0.1", "[2001:db8::9]", "2001:db8::9"},
         {"a bracket that is not closed", "10.0.0.1", "[2001:db8::9", "10.0.0.1"},
+        {"something behind the bracket", "10.0.0.1", "[2001:db8::9]evil", "10.0.0.1"},
+        {"something behind the bracket, and a port",
+         "10.0.0.1", "[2001:db8::9]evil:80", "10.0.0.1"},
+        {"a port that is not a number", "10.0.0.1", "192.0.2.9:evil", "10.0.0.1"},
+        {"a port that is not a number, behind brackets",
+         "10.0.0.1", "[2001:db8::9]:evil", "10.0.0.1"},
+        {"a port that is too large", "10.0.0.1", "192.0.2.9:65536", "10.0.0.1"},
+        {"an IPv4 address in brackets", "10.0.0.1", "[192.0.2.9]:80", "10.0.0.1"},
+        {"two ports", "10.0.0.1", "192.0.2.9:80:80", "10.0.0.1"},
         {"only a bracket", "10.0.0.1", "[", "10.0.0.1"},
         {"only a port", "10.0.0.1", ":80", "10.0.0.1"},
         {"an element of Forwarded (RFC 7239)", "10.0.0.1", "for=192.0.2.9", "10.0.0.1"},
@@ -391,7 +406,7 @@ TEST_CASE("the client that a trusted proxy names in X-Forwarded-For") {
         CHECK(clientOf(row.peer, "X-Forwarded-For: " + row.value) == row.client);
         CHECK(clientOf(row.peer, "x-forwarded-for: " + row.value) == row.client);
         const Head head(withField("X-Forwarded-For: " + row.value));
-        CHECK(clientAddress(row.peer, {}, head.parsed) == row.peer);  // no proxy is trusted
+        CHECK(clientOf(row.peer, {}, head.parsed) == row.peer);  // no proxy is trusted
     }
     CHECK(clientOf("10.0.0.1", "X: y") == "10.0.0.1");
     CHECK(clientOf("10.0.0.1", "Forwarded: for=192.0.2.9") == "10.0.0.1");
@@ -433,7 +448,7 @@ TEST_CASE("networks, and the addresses in them") {
         const Head head(withField("X-Forwarded-For: 198.51.100.7"));
         const auto isBelieved = [&](const std::string &peer) {
             const std::vector<Network> trusted = networks({row.network});
-            const std::string client = clientAddress(peer, trusted, head.parsed);
+            const std::string client = clientOf(peer, trusted, head.parsed);
             CHECK((client == peer || client == "198.51.100.7"));
             return client != peer;
         };
