@@ -239,13 +239,21 @@ std::array<unsigned char, 20> sha1(std::string_view message);
 using Microseconds = std::int64_t;  // of the monotonic clock
 Microseconds microseconds(double seconds) { return std::llround(seconds * 1e6); }
 
-// Closes a descriptor when its scope ends, and leaves errno alone.
+// Closes a descriptor when its scope ends, and leaves errno alone. It is never 0, 1 or 2: if these
+// are closed, whatever the program prints would go to a client.
 struct Descriptor {
-    explicit Descriptor(int opened) : fd(opened) {}
+    explicit Descriptor(int opened) : fd(opened) {
+        if (opened < 0 || opened > STDERR_FILENO) return;
+        fd = ::fcntl(opened, F_DUPFD_CLOEXEC, STDERR_FILENO + 1);
+        close(opened);
+    }
     Descriptor(Descriptor &&other) noexcept : fd(std::exchange(other.fd, -1)) {}
     ~Descriptor() {
+        if (fd >= 0) close(fd);
+    }
+    static void close(int fd) {
         const int error = errno;
-        if (fd >= 0) ::close(fd);
+        ::close(fd);
         errno = error;
     }
     operator int() const { return fd; }
@@ -701,7 +709,8 @@ struct WSLoop {
         bool made = ::pipe(ends.data()) == 0 && setNonBlocking(ends[0]) && setNonBlocking(ends[1]);
 #endif
         std::array<Descriptor, 2> pipe{Descriptor(ends[0]), Descriptor(ends[1])};
-        if (!made) throw std::system_error(errno, std::generic_category(), "cannot make a pipe");
+        if (!made || pipe[0] < 0 || pipe[1] < 0)
+            throw std::system_error(errno, std::generic_category(), "cannot make a pipe");
         return pipe;
     }
 

@@ -246,3 +246,72 @@ TEST_CASE("Even when stop() fills the wake pipe, the next run() is not stopped")
     bob.send(frame(kText, "hello"));
     CHECK(bob.hear() == "text hello");
 }
+
+// ----------------------------------------------------------------------------
+// Standard input, output and error
+// ----------------------------------------------------------------------------
+
+namespace {
+
+// Closes descriptors 0, 1 and 2 for as long as it lives.
+class WithoutStandardStreams {
+  public:
+    WithoutStandardStreams() {
+        for (int fd = 0; fd < 3; ++fd) {
+            copies_[fd] = ::fcntl(fd, F_DUPFD_CLOEXEC, 100);
+            ::close(fd);
+        }
+    }
+    ~WithoutStandardStreams() {
+        for (int fd = 0; fd < 3; ++fd) {
+            if (copies_[fd] >= 0) ::dup2(copies_[fd], fd);
+            else ::close(fd);
+            ::close(copies_[fd]);
+        }
+    }
+    WithoutStandardStreams(const WithoutStandardStreams &) = delete;
+    WithoutStandardStreams &operator=(const WithoutStandardStreams &) = delete;
+
+    // The descriptors among them that are open again.
+    static int open() {
+        int count = 0;
+        for (int fd = 0; fd < 3; ++fd) count += ::fcntl(fd, F_GETFD) >= 0;
+        return count;
+    }
+
+  private:
+    int copies_[3]{};
+};
+
+}  // namespace
+
+TEST_CASE("No descriptor of the server is 0, 1 or 2, even if these are closed") {
+    struct Default : WebSocketServer<User, Config> {  // with the default console()
+        void process(User &user, WSMessage &msg) override { sendToUser(user, msg); }
+    };
+    std::unique_ptr<Default> server;
+    const int before = openDescriptors();
+    int openAtFirst = 0, openThen = 0;
+    {
+        const WithoutStandardStreams none;
+        server = std::make_unique<Default>();
+        server->config().debug = true;
+        server->listen();
+        server->turn(0ms);
+        openAtFirst = WithoutStandardStreams::open();
+    }
+    CHECK(openAtFirst == 0);
+    Client client(*server);
+    {
+        const WithoutStandardStreams none;
+        client.send(upgrade() + frame(kText, "hello"));
+        client.head();
+        server->turn(0ms);
+        openThen = WithoutStandardStreams::open();
+    }
+    CHECK(openThen == 0);
+    CHECK(server->userCount() == 1);
+    server.reset();
+    client.close();
+    CHECK(openDescriptors() == before);
+}

@@ -137,7 +137,7 @@ TEST_CASE("log lines have no byte that a terminal could obey, be they UTF-8 or n
 
 TEST_CASE("a connection without a user is named by its address") {
     WSConnection c(Descriptor(-1));
-    c.address = "127.0.0.1";
+    c.address = parseAddress("127.0.0.1");
     CHECK(WSLoop::nameOf(c) == "127.0.0.1");
 }
 
