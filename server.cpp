@@ -68,6 +68,7 @@
 #include <sstream>
 #include <stdexcept>
 #include <system_error>
+#include <thread>
 
 #include <arpa/inet.h>
 #include <fcntl.h>
@@ -352,13 +353,15 @@ struct WSLoop {
     }
 
     void run() {
+        process_ = ::getpid();
         if (listeners_.empty()) listen();
         while (turn(std::chrono::milliseconds(-1))) {}
     }
 
     bool turn(std::chrono::milliseconds timeout) {
-        if (inTurn_) throw std::logic_error("turn() was called from a hook");
-        inTurn_ = true;
+        if (inTurn_.exchange(true))
+            throw std::logic_error("turn() was called in a hook, or by two threads");
+        thread_ = std::this_thread::get_id();
         // 1. Poll: which descriptors are ready? From here on, now_ is the time of the whole turn.
         poll(timeout);
         // 2. Serve the connections that are ready, then whatever else is watched.
@@ -379,6 +382,7 @@ struct WSLoop {
             shutdownDeadline_ += took;
         }
         const bool ended = shutdownEnded();
+        if (ended) thread_ = std::thread::id();
         inTurn_ = false;
         return !ended;
     }
@@ -577,7 +581,10 @@ struct WSLoop {
         signals_ = 0;
         bool doShutdown = true;
         callHook(nullptr, "preShutdown", [&] { server_.preShutdown(doShutdown); });
-        if (!doShutdown) return log(WSLevel::debug, "preShutdown() objected: the server goes on");
+        if (!doShutdown) {
+            signalsInAll_ = 0;
+            return log(WSLevel::debug, "preShutdown() objected: the server goes on");
+        }
         log(WSLevel::debug, "shutting down");
         shuttingDown_ = true;
         shutdownDeadline_ = now_ + microseconds(config_.shutdownSeconds);
@@ -598,6 +605,7 @@ struct WSLoop {
         shuttingDown_ = stopAsked_ = false;  // a stop() that came late asked for what has happened
         signals_ = 0;
         callHook(nullptr, "postShutdown", [&] { server_.postShutdown(); });
+        signalsInAll_ = 0;
         log(WSLevel::debug, "the server has stopped");
         return true;
     }
@@ -1037,6 +1045,18 @@ struct WSLoop {
     }
 
     // Moves a connection towards its end. Hooks see the first code and reason only.
+    // Every call of the program passes here, but run(), turn() and those that suit all threads.
+    WSLoop &checked(const WSBaseUser *user = nullptr) {
+        const std::thread::id thread = thread_;
+        if (thread != std::thread::id() && thread != std::this_thread::get_id())
+            throw std::logic_error(
+                "another thread runs this server: call this in a function that "
+                "you give to post()");
+        if (user != nullptr && user->clock_ != nullptr && user->clock_ != &now_)
+            throw std::logic_error("this user belongs to another server");
+        return *this;
+    }
+
     void end(WSConnection &c, int code, std::string reason, State next) {
         if (!inTurn_) now_ = updateClock();
         if (c.state == State::open) {
@@ -1378,6 +1398,7 @@ struct WSLoop {
     // All addresses get the same port. If the system picked one that is taken at another, we retry.
     void listen() {
         if (!listeners_.empty() || shuttingDown_) return;
+        process_ = ::getpid();
         checkConfig();
         const std::vector<Endpoint> places = resolve();
         const int tries = config_.port == 0 && !unixPath() ? 10 : 1;
@@ -1509,7 +1530,8 @@ struct WSLoop {
 
     // Removes the Unix socket's file first: after that, a new server can create its own.
     void closeListeners() {
-        if (!socketPath_.empty()) ::unlink(std::exchange(socketPath_, {}).c_str());
+        const std::string path = std::exchange(socketPath_, {});
+        if (!path.empty() && ::getpid() == process_) ::unlink(path.c_str());
         for (const Descriptor &fd : listeners_) unwatch(fd);
         listeners_.clear();
         port_ = 0;
@@ -1610,12 +1632,20 @@ struct WSLoop {
         return servers[static_cast<std::size_t>(signal)];
     }
 
+    // A forked child, and a program in which a hook hangs, end as if there were no server.
     static void onSignal(int signal) {
         WSLoop *const loop = loopFor(signal);
-        if (loop != nullptr) ++loop->signals_, loop->wake();
+        if (loop == nullptr) return;
+        if (::getpid() == loop->process_ && ++loop->signalsInAll_ < 3) {
+            ++loop->signals_;
+            return loop->wake();
+        }
+        ::signal(signal, SIG_DFL);
+        ::raise(signal);
     }
 
     void stopOn(std::initializer_list<int> signals) {
+        process_ = ::getpid();
         oldHandlers_.reserve(oldHandlers_.size() + signals.size());  // no handler must get lost
         for (const int signal : signals) {
             if (signal < 1 || signal >= kSignals)
@@ -1642,7 +1672,7 @@ struct WSLoop {
     std::vector<Network> proxies_;      // config_.trustedProxies
     std::vector<Descriptor> listeners_;
     std::string socketPath_;  // of the listener, if it is a Unix socket
-    int port_ = 0;
+    std::atomic<int> port_{0};
 
     Microseconds clock_ = 0;  // read by updateClock() when time may have passed
     Microseconds now_ = 0;    // the time when poll() returned, for the whole turn
@@ -1669,15 +1699,18 @@ struct WSLoop {
     std::shared_ptr<WSMessage::Body> body_;  // of the last message, kept for the next one
     bool polledAll_ = false;                 // not only the front
     bool mustRest_ = false;                  // the kernel has no memory
-    bool inTurn_ = false, inSendHook_ = false, inConsole_ = false, shuttingDown_ = false;
+    bool inSendHook_ = false, inConsole_ = false, shuttingDown_ = false;
     WSConnection *newcomer_ = nullptr;   // is in preConnect()
     std::optional<WSResponse> refusal_;  // what preConnect() refused it with
 
     // What other threads and signal handlers touch.
     std::array<Descriptor, 2> wakePipe_ = makeWakePipe();
-    std::atomic<bool> stopAsked_{false};
-    std::atomic<int> signals_{0};  // since preShutdown() was asked
-    std::mutex mutex_;             // guards posted_
+    std::atomic<std::thread::id> thread_{};  // that runs the loop; none before and after that
+    std::atomic<bool> inTurn_{false}, stopAsked_{false};
+    std::atomic<int> signals_{0};       // since preShutdown() was asked
+    std::atomic<int> signalsInAll_{0};  // since the last shutdown, or the last veto
+    std::atomic<pid_t> process_{0};     // that serves: not a forked child
+    std::mutex mutex_;                  // guards posted_
     std::vector<std::function<void()>> posted_;
     std::vector<std::pair<int, struct sigaction>> oldHandlers_;
 };
@@ -1686,49 +1719,53 @@ WSBaseServer::WSBaseServer(std::unique_ptr<WSBaseConfig> config)
     : config_(std::move(config)), loop_(std::make_unique<WSLoop>(*this, *config_)) {}
 WSBaseServer::~WSBaseServer() = default;
 void WSBaseServer::run() { loop_->run(); }
-void WSBaseServer::listen() { loop_->listen(); }
+void WSBaseServer::listen() { loop_->checked().listen(); }
 int WSBaseServer::port() const { return loop_->port_; }
 bool WSBaseServer::turn(std::chrono::milliseconds timeout) { return loop_->turn(timeout); }
-void WSBaseServer::shutdown() { loop_->stopAsked_ = true; }
+void WSBaseServer::shutdown() { loop_->checked().stopAsked_ = true; }
 void WSBaseServer::stop() noexcept { loop_->stopAsked_ = true, loop_->wake(); }
-void WSBaseServer::stopOn(std::initializer_list<int> signals) { loop_->stopOn(signals); }
+void WSBaseServer::stopOn(std::initializer_list<int> signals) { loop_->checked().stopOn(signals); }
 void WSBaseServer::post(std::function<void()> function) { loop_->post(std::move(function)); }
 void WSBaseServer::watch(int fd, short events, std::function<void(short)> function) {
-    loop_->watch(fd, events, std::move(function));
+    loop_->checked().watch(fd, events, std::move(function));
 }
-void WSBaseServer::unwatch(int fd) { loop_->unwatch(fd); }
+void WSBaseServer::unwatch(int fd) { loop_->checked().unwatch(fd); }
 bool WSBaseServer::sendToUser(WSBaseUser &user, const WSMessage &msg) {
     WSMessage own = msg;
-    return loop_->send(user, msg, own);
+    return loop_->checked(&user).send(user, msg, own);
 }
-int WSBaseServer::sendToAll(const WSMessage &msg) { return loop_->sendToAllBut(nullptr, msg); }
+int WSBaseServer::sendToAll(const WSMessage &msg) {
+    return loop_->checked().sendToAllBut(nullptr, msg);
+}
 int WSBaseServer::sendToAllBut(const WSBaseUser &user, const WSMessage &msg) {
-    return loop_->sendToAllBut(&user, msg);
+    return loop_->checked(&user).sendToAllBut(&user, msg);
 }
 void WSBaseServer::disconnect(WSBaseUser &user, int code, std::string_view reason) {
-    loop_->disconnect(user, code, reason);
+    loop_->checked(&user).disconnect(user, code, reason);
 }
 void WSBaseServer::refuse(WSBaseUser &user, int status, std::string_view text) {
-    loop_->refuse(user, status, text);
+    loop_->checked(&user).refuse(user, status, text);
 }
 void WSBaseServer::acceptProtocol(WSBaseUser &user, std::string_view protocol) {
-    loop_->acceptProtocol(user, protocol);
+    loop_->checked(&user).acceptProtocol(user, protocol);
 }
-int WSBaseServer::userCount() const { return loop_->userCount_; }
-std::size_t WSBaseServer::slotCount() const { return loop_->connections_.size(); }
+int WSBaseServer::userCount() const { return loop_->checked().userCount_; }
+std::size_t WSBaseServer::slotCount() const { return loop_->checked().connections_.size(); }
 WSBaseUser *WSBaseServer::userInSlot(std::size_t slot) const {
-    const WSConnection &c = *loop_->connections_[slot];
+    const WSConnection &c = *loop_->checked().connections_[slot];
     return c.state == WSConnection::State::open ? c.user.get() : nullptr;
 }
 WSBaseUser *WSBaseServer::userById(std::uint64_t id) const {
-    const auto place = loop_->byId_.find(id);
-    return place == loop_->byId_.end() ? nullptr : userInSlot(place->second->slot);
+    const auto &byId = loop_->checked().byId_;
+    const auto place = byId.find(id);
+    return place == byId.end() ? nullptr : userInSlot(place->second->slot);
 }
 WSStats WSBaseServer::stats() const {
-    WSStats all = loop_->stats_;
-    all.users = static_cast<std::uint64_t>(loop_->userCount_);
-    all.pending = loop_->connections_.size() - all.users;
-    for (const auto &c : loop_->connections_) all.queuedBytes += c->queued();
+    const WSLoop &loop = loop_->checked();
+    WSStats all = loop.stats_;
+    all.users = static_cast<std::uint64_t>(loop.userCount_);
+    all.pending = loop.connections_.size() - all.users;
+    for (const auto &c : loop.connections_) all.queuedBytes += c->queued();
     return all;
 }
 

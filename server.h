@@ -9,7 +9,9 @@
 //
 // Compile it with server.cpp and jsoncpp. This file is the contract: WSMessage, what is sent and
 // received; WSBaseServer, the loop and all that needs no type of yours; WebSocketServer, the hooks
-// with your types. One thread runs it all: only stop() and post() may be called from another.
+// with your types. One thread runs it all, the one that calls run() or turn(). In any other one only
+// stop(), post() and port() may be called; every other call throws std::logic_error there, and for
+// a user of another server.
 
 #ifndef WS_SERVER_H
 #define WS_SERVER_H
@@ -131,7 +133,8 @@ class WSBaseServer {
 
     // One turn of the loop, for programs with a loop of their own: waits for something to do, at
     // most `timeout` (negative: no limit), and does it. Call listen() first; never call it in a
-    // hook (std::logic_error). False when a shutdown has ended.
+    // hook (std::logic_error). The thread that calls it is the server's until another one calls it.
+    // False when a shutdown has ended.
     bool turn(std::chrono::milliseconds timeout);
 
     // Asks the server to stop, from a hook or between turns. Unless preShutdown() objects,
@@ -141,9 +144,10 @@ class WSBaseServer {
     void stop() noexcept;  // the same from any thread or signal handler (its only legal call)
 
     // Makes these signals call stop(). Another one during the shutdown ends it at once; the hooks
-    // still run. The destructor restores the previous handlers. Throws std::logic_error if another
-    // server has the signal.
-    void stopOn(std::initializer_list<int> signals);
+    // still run. A third one ends the process, even if a hook hangs. Forked children end by it as if
+    // there were no server. The destructor restores the previous handlers. Throws std::logic_error
+    // if another server has the signal.
+    void stopOn(std::initializer_list<int> signalNumbers);
 
     // --- other threads, other descriptors -----------------------------------------------------
     // Both throw std::invalid_argument for an empty function or a negative descriptor. A function

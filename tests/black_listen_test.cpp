@@ -12,6 +12,7 @@
 
 #include <sys/stat.h>
 #include <sys/un.h>
+#include <sys/wait.h>
 
 using namespace black;
 
@@ -181,6 +182,30 @@ TEST_CASE("The socket file of a dead server is replaced, that of a live one is n
     CHECK(has(taken, "set another"));
     CHECK_FALSE(has(taken, "port 0"));
     checkEcho(*server, path);
+}
+
+TEST_CASE("A forked child that exits leaves its parent's socket file and users alone") {
+    Folder folder;
+    const std::string path = folder.path("socket");
+    auto server = serverAt(path);
+    const int fd = connectTo(path);
+    REQUIRE(fd >= 0);
+    Client client(*server, Client::Connected{fd});
+    client.send(upgrade());
+    CHECK(has(client.head(), " 101 "));
+    const pid_t child = ::fork();
+    if (child == 0) {
+        server.reset();  // as exit() does to a global one
+        ::_exit(0);
+    }
+    int status = -1;
+    REQUIRE(::waitpid(child, &status, 0) == child);
+    CHECK(exists(path));
+    checkEcho(*server, path);
+    CHECK(server->userCount() >= 1);
+    CHECK(server->user(1).closeCode() == 0);
+    server.reset();
+    CHECK_FALSE(exists(path));
 }
 
 TEST_CASE("A live server with a full backlog is not taken for a dead one") {

@@ -8,6 +8,8 @@
 #include <csignal>
 #include <thread>
 
+#include <sys/wait.h>
+
 using namespace black;
 
 namespace {
@@ -188,6 +190,89 @@ TEST_CASE("A signal makes run() return, whichever thread receives it") {
     CHECK(peer.hear() == "close 1001");
     peer.close();
     CHECK(running.waitForEnd());
+}
+
+TEST_CASE("A third signal ends the process even if a hook hangs") {
+    int ready[2];
+    REQUIRE(::pipe(ready) == 0);
+    const pid_t child = ::fork();
+    if (child == 0) {
+        Server server([](Config &config) { config.tickSeconds = 0.001; });
+        server.stopOn({SIGUSR1});
+        server.onTick = [&] {
+            if (::write(ready[1], "", 1) != 1) ::_exit(1);
+            for (;;) ::pause();
+        };
+        server.run();
+        ::_exit(2);
+    }
+    char byte = 0;
+    REQUIRE(::read(ready[0], &byte, 1) == 1);
+    int status = 0;
+    const auto end = Clock::now() + kPatience;
+    while (::waitpid(child, &status, WNOHANG) == 0 && Clock::now() < end) {
+        ::kill(child, SIGUSR1);  // signals that come too fast count as one
+        std::this_thread::sleep_for(1ms);
+    }
+    if (Clock::now() >= end) ::kill(child, SIGKILL);
+    CHECK((WIFSIGNALED(status) && WTERMSIG(status) == SIGUSR1));
+    ::close(ready[0]);
+    ::close(ready[1]);
+}
+
+TEST_CASE("After a veto it takes three more signals to end the process") {
+    Server server;
+    server.stopOn({SIGUSR1});
+    server.onPreShutdown = [](bool &doShutdown) { doShutdown = false; };
+    for (int i = 0; i < 5; ++i) {
+        ::raise(SIGUSR1);
+        CHECK(server.turn(0ms));
+    }
+    server.onPreShutdown = nullptr;
+    for (int i = 0; i < 5; ++i) {
+        ::raise(SIGUSR1);
+        server.takeLastTurns();
+        server.listen();
+    }
+    CHECK(std::count(server.hooks.begin(), server.hooks.end(), "preShutdown") == 10);
+    CHECK(std::count(server.hooks.begin(), server.hooks.end(), "postShutdown") == 5);
+}
+
+TEST_CASE("A signal sent to a forked child ends the child, and only that") {
+    Server server;
+    server.stopOn({SIGUSR1});
+    Peer peer(server);
+    const pid_t child = ::fork();
+    if (child == 0) {
+        ::raise(SIGUSR1);
+        ::_exit(1);
+    }
+    int status = 0;
+    REQUIRE(::waitpid(child, &status, 0) == child);
+    CHECK((WIFSIGNALED(status) && WTERMSIG(status) == SIGUSR1));
+    peer.send(frame(kText, "still here"));
+    CHECK(peer.next().value().payload == "still here");
+    CHECK(std::count(server.hooks.begin(), server.hooks.end(), "preShutdown") == 0);
+}
+
+TEST_CASE("A process that was forked before it listens has its signals and its socket file") {
+    const std::string path = "/tmp/ws-forked-" + std::to_string(::getpid());
+    struct Plain : WebSocketServer<User, Config> {
+        void process(User &, WSMessage &) override {}
+    };
+    auto server = std::make_unique<Plain>();
+    server->config().address = "unix:" + path;
+    server->stopOn({SIGUSR1});
+    const pid_t child = ::fork();
+    if (child == 0) {  // as daemon() does it
+        server->listen();
+        ::raise(SIGUSR1);
+        server->run();
+        ::_exit(::access(path.c_str(), F_OK) == 0 ? 1 : 0);
+    }
+    int status = -1;
+    REQUIRE(::waitpid(child, &status, 0) == child);
+    CHECK((WIFEXITED(status) && WEXITSTATUS(status) == 0));
 }
 
 TEST_CASE("When the server is destroyed, the program has its own signal handlers back") {

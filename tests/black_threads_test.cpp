@@ -161,3 +161,92 @@ TEST_CASE("A posted function that never ran is destroyed with the server") {
     }
     CHECK(held.use_count() == 1);
 }
+
+// ----------------------------------------------------------------------------
+// What other threads may not do
+// ----------------------------------------------------------------------------
+
+namespace {
+
+// What a call throws; "" if nothing.
+template <class Call>
+std::string complaintOf(Call call) {
+    try {
+        call();
+    } catch (const std::logic_error &e) {
+        return e.what();
+    }
+    return "";
+}
+
+}  // namespace
+
+TEST_CASE("A call from another thread throws std::logic_error, and names post()") {
+    Server server;
+    User &user = [&]() -> User & {
+        static std::optional<Peer> peer;
+        peer.emplace(server);
+        return server.user(1);
+    }();
+    const std::vector<std::pair<const char *, std::function<void()>>> calls = {
+        {"sendToUser", [&] { server.sendToUser(user, "a"); }},
+        {"sendToAll", [&] { server.sendToAll("a"); }},
+        {"sendToAllBut", [&] { server.sendToAllBut(user, "a"); }},
+        {"sendToIf", [&] { server.sendToIf([](User &) { return true; }, "a"); }},
+        {"disconnect", [&] { server.disconnect(user); }},
+        {"refuse", [&] { server.refuse(user, 403); }},
+        {"acceptProtocol", [&] { server.acceptProtocol(user, ""); }},
+        {"users", [&] { server.users().begin(); }},
+        {"findUser", [&] { server.findUser(1); }},
+        {"userCount", [&] { server.userCount(); }},
+        {"stats", [&] { server.stats(); }},
+        {"watch", [&] { server.watch(0, POLLIN, [](short) {}); }},
+        {"unwatch", [&] { server.unwatch(0); }},
+        {"listen", [&] { server.listen(); }},
+        {"shutdown", [&] { server.shutdown(); }},
+        {"stopOn", [&] { server.stopOn({SIGUSR1}); }},
+    };
+    for (const auto &[name, call] : calls) {
+        INFO(name);
+        std::string complaint;
+        std::thread([&complaint, &call = call] { complaint = complaintOf(call); }).join();
+        CHECK(has(complaint, "post()"));
+    }
+    CHECK(server.turn(0ms));
+    CHECK(server.userCount() == 1);
+    CHECK(server.port() > 0);
+}
+
+TEST_CASE("While run() serves, turn() and the other calls throw elsewhere; then they are free") {
+    Server server;
+    {
+        Running running(server);
+        const Peer peer(server.port());
+        CHECK(has(complaintOf([&] { server.sendToAll("a"); }), "post()"));
+        CHECK(has(complaintOf([&] { server.turn(0ms); }), "two threads"));
+        server.stop();
+    }
+    CHECK(complaintOf([&] { server.sendToAll("a"); }).empty());
+    server.listen();
+    CHECK(server.turn(0ms));
+}
+
+TEST_CASE("A user of another server is refused with std::logic_error") {
+    Server server, other;
+    Peer peer(server), stranger(other);
+    User &user = other.user(1);
+    CHECK(has(complaintOf([&] { server.sendToUser(user, "a"); }), "another server"));
+    CHECK(has(complaintOf([&] { server.sendToAllBut(user, "a"); }), "another server"));
+    CHECK(has(complaintOf([&] { server.disconnect(user); }), "another server"));
+    other.onPreConnect = [&](User &newcomer) {
+        CHECK(has(complaintOf([&] { server.refuse(newcomer, 403); }), "another server"));
+        CHECK(has(complaintOf([&] { server.acceptProtocol(newcomer, ""); }), "another server"));
+    };
+    const Peer third(other);
+    User nobody;  // was never connected
+    CHECK_FALSE(server.sendToUser(nobody, "a"));
+    server.sendToAll("hello");
+    CHECK(peer.next().value().payload == "hello");
+    CHECK(other.sendToUser(user, "hi"));
+    CHECK(stranger.next().value().payload == "hi");
+}
