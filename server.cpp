@@ -136,6 +136,7 @@ struct Field {
 };
 struct RequestHead {  // its views point into the text that was parsed
     std::string_view method, path, query;
+    bool http10 = false;  // not 1.1 or a later 1.x
     std::vector<Field> fields;
 };
 using Headers = decltype(WSResponse::headers);
@@ -1003,7 +1004,7 @@ struct WSLoop {
         if (!isUtf8(reason)) throw std::invalid_argument("disconnect(): the reason is not UTF-8");
         WSConnection *c = user.connection_;
         if (c == nullptr) return;
-        if (c == newcomer_ && !refusal_) refuse(user, 403, reason);
+        if (c == newcomer_ && decision_.status == 0) refuse(user, 403, reason);
         if (c->state != State::open) return;
         const std::string payload = encodeClose(code, reason);
         std::string cutReason = payload.substr(2);
@@ -1016,7 +1017,18 @@ struct WSLoop {
         if (status < 400 || status > 599)
             throw std::invalid_argument("refuse(): the status must be 400 to 599, not " +
                                         std::to_string(status));
-        refusal_ = plainResponse(status, text);
+        decision_.status = status;
+        decision_.body = text;
+    }
+
+    void setHeader(WSBaseUser &user, std::string_view name, std::string_view value) {
+        requireNewcomer(user, "setHeader()");
+        const WSResponse one{200, {{std::string(name), std::string(value)}}, {}};
+        if (!isSendable(one) || sameIgnoringCase(name, "Upgrade") ||
+            sameIgnoringCase(name.substr(0, 14), "Sec-WebSocket-"))
+            throw std::invalid_argument("setHeader(): " + one.headers[0].first +
+                                        " is the server's own, or its name or value is malformed");
+        decision_.headers.push_back(one.headers[0]);
     }
 
     void acceptProtocol(WSBaseUser &user, std::string_view protocol) {
@@ -1033,18 +1045,6 @@ struct WSLoop {
                                    " is for preConnect(), and for the user it was called with");
     }
 
-    // Fails the connection (RFC 6455 7.1.7): the peer is told why, its answer is not awaited.
-    void fail(WSConnection &c, int code, std::string reason) {
-        if (c.state == State::open) queueFrame(c, Opcode::close, encodeClose(code, reason));
-        end(c, code, std::move(reason), State::flushing);
-    }
-
-    // Drops a connection at once. Keep `reason` within 15 bytes: memory may have run out.
-    void drop(WSConnection &c, std::string reason) {
-        end(c, kConnectionLost, std::move(reason), State::dead);
-    }
-
-    // Moves a connection towards its end. Hooks see the first code and reason only.
     // Every call of the program passes here, but run(), turn() and those that suit all threads.
     WSLoop &checked(const WSBaseUser *user = nullptr) {
         const std::thread::id thread = thread_;
@@ -1057,6 +1057,18 @@ struct WSLoop {
         return *this;
     }
 
+    // Fails the connection (RFC 6455 7.1.7): the peer is told why, its answer is not awaited.
+    void fail(WSConnection &c, int code, std::string reason) {
+        if (c.state == State::open) queueFrame(c, Opcode::close, encodeClose(code, reason));
+        end(c, code, std::move(reason), State::flushing);
+    }
+
+    // Drops a connection at once. Keep `reason` within 15 bytes: memory may have run out.
+    void drop(WSConnection &c, std::string reason) {
+        end(c, kConnectionLost, std::move(reason), State::dead);
+    }
+
+    // Moves a connection towards its end. Hooks see the first code and reason only.
     void end(WSConnection &c, int code, std::string reason, State next) {
         if (!inTurn_) now_ = updateClock();
         if (c.state == State::open) {
@@ -1324,7 +1336,7 @@ struct WSLoop {
         const std::string offered = fieldValue(head, "Sec-WebSocket-Protocol");
         const std::string chosen = chooseProtocol(config_.protocols, offered);
         const std::uint64_t id = ++lastId_;
-        refusal_.reset();
+        decision_ = {};
         const bool returned = callHook(&c, "preConnect", [&] {
             c.user = server_.makeUser();
             byId_[id] = &c;
@@ -1339,10 +1351,11 @@ struct WSLoop {
             server_.callPreConnect(user, c.fd);
         });
         newcomer_ = nullptr;
-        if (!returned || refusal_) {
+        if (!returned) decision_.status = 500, decision_.body = "Something went wrong.";
+        if (decision_.status != 0) {
             byId_.erase(id);
             c.user.reset();
-            return answer(c, returned ? *refusal_ : plainResponse(500, "Something went wrong."));
+            return answer(c, plainResponse(decision_.status, decision_.body, decision_.headers));
         }
         c.state = State::open;
         ++userCount_;
@@ -1353,6 +1366,8 @@ struct WSLoop {
                 key + "\r\n";
             const std::string &protocol = c.user->protocol();
             if (!protocol.empty()) response += "Sec-WebSocket-Protocol: " + protocol + "\r\n";
+            for (const auto &[name, value] : decision_.headers)
+                response += name + ": " + value + "\r\n";
             // Shared, not copied, so that an idle connection keeps no buffer.
             c.outbox.append(std::make_shared<std::string>(response + "\r\n"));
         });
@@ -1700,8 +1715,8 @@ struct WSLoop {
     bool polledAll_ = false;                 // not only the front
     bool mustRest_ = false;                  // the kernel has no memory
     bool inSendHook_ = false, inConsole_ = false, shuttingDown_ = false;
-    WSConnection *newcomer_ = nullptr;   // is in preConnect()
-    std::optional<WSResponse> refusal_;  // what preConnect() refused it with
+    WSConnection *newcomer_ = nullptr;  // is in preConnect()
+    WSResponse decision_;               // of preConnect(): status 0 lets it in; headers go out
 
     // What other threads and signal handlers touch.
     std::array<Descriptor, 2> wakePipe_ = makeWakePipe();
@@ -1745,6 +1760,9 @@ void WSBaseServer::disconnect(WSBaseUser &user, int code, std::string_view reaso
 }
 void WSBaseServer::refuse(WSBaseUser &user, int status, std::string_view text) {
     loop_->checked(&user).refuse(user, status, text);
+}
+void WSBaseServer::setHeader(WSBaseUser &user, std::string_view name, std::string_view value) {
+    loop_->checked(&user).setHeader(user, name, value);
 }
 void WSBaseServer::acceptProtocol(WSBaseUser &user, std::string_view protocol) {
     loop_->checked(&user).acceptProtocol(user, protocol);
@@ -2129,7 +2147,7 @@ bool splitHost(std::string_view text, std::string_view &host, std::string_view &
 bool parseTarget(std::string_view target, RequestHead &head) {
     const auto fine = [](char c) { return c > 0x20 && c < 0x7F && c != '#'; };
     if (target.empty() || !std::all_of(target.begin(), target.end(), fine)) return false;
-    for (const std::string_view scheme : {"http://", "https://"}) {
+    for (const std::string_view scheme : {"http://", "https://", "ws://", "wss://"}) {
         if (!sameIgnoringCase(target.substr(0, scheme.size()), scheme)) continue;
         const std::size_t end = std::min(target.find_first_of("/?", scheme.size()), target.size());
         std::string_view host, port;
@@ -2151,9 +2169,9 @@ bool parseRequestLine(std::string_view line, RequestHead &head) {
     if (first >= last) return false;
     head.method = line.substr(0, first);
     const std::string_view version = line.substr(last + 1);
+    head.http10 = version == "HTTP/1.0";
     return isToken(head.method) && version.size() == 8 && version.substr(0, 7) == "HTTP/1." &&
-           version[7] >= '1' && version[7] <= '9' &&
-           parseTarget(line.substr(first + 1, last - first - 1), head);
+           isDigit(version[7]) && parseTarget(line.substr(first + 1, last - first - 1), head);
 }
 
 // Parses a request's head. Done: `head` has views into `bytes`. Bad: an HTTP status.
@@ -2184,7 +2202,8 @@ WSResponse checkRequest(const RequestHead &head) {
     if (head.path.empty()) return plainResponse(400, "The request target is not a path.");
     std::string_view host, port;
     const std::string value = fieldValue(head, "Host");
-    if (countFields(head, "Host") != 1 || !splitHost(value, host, port))
+    const std::size_t hosts = countFields(head, "Host");  // HTTP/1.0 needs none
+    if (!(hosts == 0 && head.http10) && (hosts != 1 || !splitHost(value, host, port)))
         return plainResponse(400, "There must be one Host header, and it must be valid.");
     const auto hasBody = [](const Field &field) {
         return sameIgnoringCase(field.name, "Transfer-Encoding") ||
@@ -2203,6 +2222,10 @@ bool asksForWebSocket(const RequestHead &head) {
 // What RFC 6455 4.2.1 requires; the answer to other versions is that of 4.4. Status 0: fine.
 WSResponse checkUpgrade(const RequestHead &head) {
     if (head.method != "GET") return plainResponse(400, "The opening handshake is a GET.");
+    if (head.http10)
+        return plainResponse(400,
+                             "The opening handshake needs HTTP/1.1. Often a proxy made this "
+                             "1.0: nginx needs \"proxy_http_version 1.1;\".");
     if (!listHas(head, "Upgrade", "websocket") || !listHas(head, "Connection", "Upgrade"))
         return upgradeRequired();
     if (countFields(head, "Sec-WebSocket-Version") > 1)
@@ -2348,7 +2371,11 @@ std::string statusText(int status) {
 }
 
 WSResponse plainResponse(int status, std::string_view text, Headers headers) {
-    headers.emplace_back("Content-Type", "text/plain; charset=utf-8");
+    const auto isType = [](const auto &field) {
+        return sameIgnoringCase(field.first, "Content-Type");
+    };
+    if (std::none_of(headers.begin(), headers.end(), isType))
+        headers.emplace_back("Content-Type", "text/plain; charset=utf-8");
     return {status, std::move(headers), std::string(text) + (text.empty() ? "" : "\n")};
 }
 

@@ -195,6 +195,11 @@ class WSBaseServer {
     // it. The answer is this HTTP status, 400 to 599 (else std::invalid_argument), and text.
     void refuse(WSBaseUser &user, int status, std::string_view text = {});
 
+    // In preConnect() only (else std::logic_error): adds a header to the answer, whatever it becomes:
+    // 101, your refusal, or 500 if the hook throws. Throws std::invalid_argument unless WSResponse
+    // could have it; Upgrade and Sec-WebSocket-… are the server's own, too.
+    void setHeader(WSBaseUser &user, std::string_view name, std::string_view value);
+
     // In preConnect() only (else std::logic_error): agrees on this subprotocol, or on none if it is
     // empty, instead of the first of WSBaseConfig::protocols that the client offers. The client
     // must offer it (else std::invalid_argument), or it would fail the connection (RFC 6455 4.1).

@@ -51,6 +51,7 @@ TEST_CASE("Unusual handshakes are accepted") {
         std::string label, request;
     };
     const std::vector<Row> rows = {
+        {"The target is absolute, with ws.", upgrade("ws://localhost:80/chat?a=b")},
         {"Connection is a list.", with("Connection: keep-alive, Upgrade")},
         {"Connection has mixed case and odd spaces.",
          with("Connection:\t ,keep-alive\t,  uPGRADE ,")},
@@ -129,7 +130,11 @@ TEST_CASE("A request that is not a valid handshake gets the right status and no 
         {"A GET with a body.", upgrade("/", "Content-Length: 3\r\n") + "abc", 400},
         {"A GET with a chunked body.", upgrade("/", "Transfer-Encoding: chunked\r\n") + "0\r\n\r\n",
          400},
-        {"HTTP/1.0", "GET / HTTP/1.0" + upgrade().substr(14), 400},
+        {"An upgrade in HTTP/1.0.", "GET / HTTP/1.0" + upgrade().substr(14), 400},
+        {"An upgrade in HTTP/1.0, as nginx sends it by default.",
+         "GET / HTTP/1.0\r\nHost: a\r\nConnection: close\r\n"
+         "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\r\n",
+         400},
         {"HTTP/2.0", "GET / HTTP/2.0" + upgrade().substr(14), 400},
         {"HTTP in lower case.", "GET / http/1.1" + upgrade().substr(14), 400},
         {"HTTP/0.9", "GET /\r\n\r\n", 400},
@@ -172,6 +177,31 @@ TEST_CASE("A request that is not a valid handshake gets the right status and no 
             CHECK(server.connectHooks().empty());
         }
     }
+}
+
+TEST_CASE("GET and HEAD in HTTP/1.0 are answered, an upgrade is told what to set in nginx") {
+    Server server;
+    server.onHttp = [&](const WSRequest &request, WSResponse &response) {
+        if (request.path() == "/health") response = {200, {}, "fine"};
+    };
+    const std::vector<std::pair<std::string, int>> rows = {
+        {"GET /health HTTP/1.0\r\n\r\n", 200},
+        {"GET /health HTTP/1.0\r\nHost: a\r\nUser-Agent: ApacheBench/2.3\r\n\r\n", 200},
+        {"HEAD /health HTTP/1.0\r\n\r\n", 200},
+        {"GET /other HTTP/1.0\r\nConnection: keep-alive\r\n\r\n", 426},
+        {"GET /health HTTP/1.1\r\n\r\n", 400}};
+    for (const auto &[request, status] : rows) {
+        CAPTURE(request);
+        Client client(server);
+        client.send(request);
+        const Answer answer = client.answer(request[0] == 'H');
+        CHECK(answer.status == status);
+        CHECK(answer.header("Connection") == (status == 426 ? "close, Upgrade" : "close"));
+        CHECK(answer.end == "EOF");
+    }
+    Client client(server);
+    client.send("GET / HTTP/1.0" + upgrade().substr(14));
+    CHECK(has(client.answer().body, "proxy_http_version 1.1;"));
 }
 
 TEST_CASE("HEAD is answered like GET, with the length of the body but no body") {

@@ -526,6 +526,66 @@ TEST_CASE("refuse() answers with its status and text, disconnect() with 403") {
     }
 }
 
+TEST_CASE("setHeader() adds to the answer, whatever it becomes") {
+    Server server;
+    server.onPreConnect = [&](User &user) {
+        const std::string path = user.request().path();
+        server.setHeader(user, "WWW-Authenticate", "Bearer");  // RFC 9110 15.5.2
+        if (path == "/refused") server.refuse(user, 401, "{}");
+        if (path == "/closed") server.disconnect(user);
+        server.setHeader(user, "Set-Cookie", "a=1");
+        server.setHeader(user, "Set-Cookie", "b=2");
+        if (path == "/json") server.setHeader(user, "content-type", "application/json");
+        if (path == "/json") server.refuse(user, 403, "{}");
+        if (path == "/throws") throw std::runtime_error("on purpose");
+    };
+    const std::vector<std::pair<const char *, int>> rows = {
+        {"/", 101}, {"/refused", 401}, {"/closed", 403}, {"/json", 403}, {"/throws", 500}};
+    for (const auto &[path, status] : rows) {
+        CAPTURE(path);
+        Client client(server);
+        client.send(upgrade(path) + (status == 101 ? closeFrame(1000) : ""));
+        const std::string head = client.head();
+        CHECK(has(head, "HTTP/1.1 " + std::to_string(status) + ' '));
+        CHECK(has(head, "\r\nWWW-Authenticate: Bearer\r\n"));
+        CHECK(has(head, "\r\nSet-Cookie: a=1\r\nSet-Cookie: b=2\r\n"));
+        CHECK(has(head, "text/plain") == (status >= 400 && path != "/json"s));
+        CHECK(has(head, "application/json") == (path == "/json"s));
+    }
+    server.onPreConnect = nullptr;
+    Client client(server);
+    client.send(upgrade());
+    CHECK_FALSE(has(client.head(), "Cookie"));  // it was for the others
+}
+
+TEST_CASE("setHeader() throws for what WSResponse may not have, and outside preConnect()") {
+    Server server;
+    int threw = 0;
+    const std::vector<std::pair<std::string, std::string>> rows = {{"", "a"},
+                                                                   {"A B", "a"},
+                                                                   {"A:", "a"},
+                                                                   {"A", "a\r\nB: c"},
+                                                                   {"A", "\n"},
+                                                                   {"A", "a\0"s},
+                                                                   {"Content-Length", "0"},
+                                                                   {"date", "a"},
+                                                                   {"Connection", "a"},
+                                                                   {"Transfer-Encoding", "a"},
+                                                                   {"UPGRADE", "a"},
+                                                                   {"Sec-WebSocket-Accept", "a"},
+                                                                   {"sec-websocket-protocol", "a"}};
+    server.onPreConnect = [&](User &user) {
+        for (const auto &[name, value] : rows) {
+            CAPTURE(name);
+            CHECK_THROWS_AS(server.setHeader(user, name, value), std::invalid_argument);
+            ++threw;
+        }
+    };
+    const Peer peer(server);
+    CHECK(threw == 13);
+    CHECK_THROWS_AS(server.setHeader(server.user(1), "A", "b"), std::logic_error);
+}
+
 TEST_CASE("refuse() throws outside preConnect()") {
     Server server;
     bool threw = false;

@@ -196,6 +196,7 @@ TEST_CASE("A call from another thread throws std::logic_error, and names post()"
         {"disconnect", [&] { server.disconnect(user); }},
         {"refuse", [&] { server.refuse(user, 403); }},
         {"acceptProtocol", [&] { server.acceptProtocol(user, ""); }},
+        {"setHeader", [&] { server.setHeader(user, "A", "b"); }},
         {"users", [&] { server.users().begin(); }},
         {"findUser", [&] { server.findUser(1); }},
         {"userCount", [&] { server.userCount(); }},
@@ -241,6 +242,7 @@ TEST_CASE("A user of another server is refused with std::logic_error") {
     other.onPreConnect = [&](User &newcomer) {
         CHECK(has(complaintOf([&] { server.refuse(newcomer, 403); }), "another server"));
         CHECK(has(complaintOf([&] { server.acceptProtocol(newcomer, ""); }), "another server"));
+        CHECK(has(complaintOf([&] { server.setHeader(newcomer, "A", "b"); }), "another server"));
     };
     const Peer third(other);
     User nobody;  // was never connected

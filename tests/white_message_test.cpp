@@ -323,7 +323,7 @@ TEST_CASE("a text that is not a head gives an empty request") {
     const std::string rows[] = {"",
                                 "\r\n\r\n",
                                 "GET / HTTP/1.1\r\n",
-                                "GET / HTTP/1.0\r\n\r\n",
+                                "GET / HTTP/2.0\r\n\r\n",
                                 "GET / HTTP/1.1\r\nHost : x\r\n\r\n",
                                 "GET / HTTP/1.1\nHost: x\n\n"};
     for (const std::string &head : rows) {
