@@ -47,6 +47,8 @@ struct WSBaseConfig {
     // Origins whose pages may connect, such as "https://example.com" or "http://localhost:8080":
     // scheme, host, and the port unless it is the scheme's default. Empty: any. Set it when cookies
     // identify users: otherwise any page in the world can connect in their name (RFC 6455 10.2).
+    // "file://" (Electron, Cordova) lets in whatever HTML file a user opens, "null" also any page in
+    // the world, from a sandboxed frame: list them only if users prove themselves in another way.
     std::vector<std::string> uniqueOrigin;
 
     // True also refuses clients that send no Origin header: programs other than browsers. This is

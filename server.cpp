@@ -1633,7 +1633,7 @@ struct WSLoop {
                 reject("protocols", quoted(protocol), "not a token, such as \"chat.v1\"");
         origins_ = checked("uniqueOrigin", c.uniqueOrigin, normalOrigin,
                            "not an origin; write scheme://host or scheme://host:port, without a "
-                           "path, as browsers send it");
+                           "path or a wildcard, as browsers send it");
         proxies_ = checked("trustedProxies", c.trustedProxies, parseNetwork,
                            "not an address or network; write one such as \"10.0.0.1\", "
                            "\"10.0.0.0/8\", \"fd00::/8\", or \"unix\"");
@@ -2256,8 +2256,8 @@ std::string chooseProtocol(const std::vector<std::string> &ours, std::string_vie
     return chosen == ours.end() ? std::string() : *chosen;
 }
 
-// An origin (RFC 6454 6.2) in one spelling: lower case, its scheme's default port filled in.
-// Nothing if it is malformed: "null", "", a path, user-info, two of them.
+// An origin (RFC 6454 6.2) in one spelling: lower case, its scheme's default port filled in. Pages
+// without a host send "null" or "file://". Nothing for what no browser sends: a path, a wildcard.
 std::optional<std::string> normalOrigin(std::string_view text) {
     std::string origin(text);
     std::transform(text.begin(), text.end(), origin.begin(), toLower);
@@ -2266,7 +2266,8 @@ std::optional<std::string> normalOrigin(std::string_view text) {
     std::string_view host, port;
     if (scheme.empty() || scheme[0] < 'a' || scheme[0] > 'z' || !isMadeOf(scheme, "+-.") ||
         colon == origin.size() ||
-        !splitHost(std::string_view(origin).substr(colon + 3), host, port))
+        !splitHost(std::string_view(origin).substr(colon + 3), host, port) ||
+        !isMadeOf(host, "-._[]:"))
         return std::nullopt;
     const bool hasPort = origin.back() == ':' || !port.empty();
     if (hasPort && (port.empty() || port[0] == '0')) return std::nullopt;
@@ -2298,6 +2299,7 @@ bool isIpv4(const Address &address) {
 }
 
 std::string encodeAddress(const std::optional<Address> &address) {
+    if (origin == "null" || origin == "file://") return origin;
     if (!address) return "unix";
     std::array<char, INET6_ADDRSTRLEN> text{};
     const bool four = isIpv4(*address);

@@ -100,8 +100,9 @@ TEST_CASE("A bad field is refused with its name, its value and advice") {
                             c.trustedProxies = {"127.0.0.1", proxy};
                         }});
     for (const char *origin :
-         {"", "*", "null", "example.com", "https://example.com/", "https://", "https:/example.com",
-          "https://me@example.com", "https://a b", "https://a, https://b", "https://example.com:0",
+         {"", "*", "https://*.example.com", "https://a!b", "file:///", "example.com",
+          "https://example.com/", "https://", "https:/example.com", "https://me@example.com",
+          "https://a b", "https://a, https://b", "https://example.com:0",
           "https://example.com:65536", "https://example.com:", "://example.com",
           "1http://example.com", "https://[::1", "https://example.com?"})
         rows.push_back({"uniqueOrigin", '"' + std::string(origin) + '"', [=](Config &c) {

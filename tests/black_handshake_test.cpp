@@ -432,6 +432,18 @@ TEST_CASE("Only pages of the listed origins may connect") {
     }
 }
 
+TEST_CASE("Pages without a host may connect if their origins are listed") {
+    for (const std::string origin : {"null", "file://", "app://.", "capacitor://localhost"}) {
+        CAPTURE(origin);
+        Server server([&](Config &config) { config.uniqueOrigin = {origin}; });
+        for (const std::string other : {"null", "file://", "app://.", "capacitor://localhost"}) {
+            Client client(server);
+            client.send(upgrade("/", "Origin: " + other + "\r\n"));
+            CHECK(has(client.head(), other == origin ? " 101 " : " 403 "));
+        }
+    }
+}
+
 TEST_CASE("A client without an Origin is accepted unless requireOrigin is set") {
     for (const bool required : {false, true}) {
         for (const bool listed : {false, true}) {

@@ -764,7 +764,9 @@ TEST_CASE("origins, in one spelling") {
 
 TEST_CASE("texts that are not an origin") {
     const std::pair<std::string, std::string> rows[] = {
-        {"an opaque origin", "null"},
+        {"a wildcard", "https://*.example.com"},
+        {"a mark that no host has", "https://a!b"},
+        {"a local file", "file:///home/index.html"},
         {"an empty text", ""},
         {"a host alone", "example.com"},
         {"a scheme alone", "https://"},
