@@ -781,7 +781,7 @@ struct WSLoop {
         if (c.state == State::open || c.state == State::closing)
             used += readFrames(c, &inbox_[used], size - used);
         if (c.state > State::closing) used = size;  // input is discarded
-        if (used < size) c.unread.assign(&inbox_[used], size - used);
+        if (used < size) c.unread = std::string(&inbox_[used], size - used);
         else if (!c.unread.empty()) std::string().swap(c.unread);  // idle ones own no memory
         return usedShare || c.hasUnread;
     }
@@ -1177,18 +1177,25 @@ struct WSLoop {
         return c.user ? "user " + std::to_string(c.user->id()) + " (" + address + ')' : address;
     }
 
-    // Peers influence what is logged. Bytes that a terminal might obey are replaced: control
-    // characters of ASCII and Unicode (U+0080 to U+009F), and whatever is not UTF-8. A long line is
-    // cut: a pipe takes up to 512 bytes whole or not at all (_POSIX_PIPE_BUF).
+    // Peers influence what is logged. What a terminal might obey is replaced: control characters of
+    // ASCII and Unicode, line separators, what overrides the direction of text, and whatever is not
+    // UTF-8. A long line is cut: a pipe takes up to 512 bytes whole or not at all (_POSIX_PIPE_BUF).
     static std::string printable(std::string text) {
         constexpr std::size_t kMaxLine = 480;
         if (text.size() > kMaxLine) text = std::string(cutUtf8(text, kMaxLine)) + "...";
         const bool utf8 = isUtf8(text);
         for (std::size_t i = 0; i < text.size(); ++i) {
             const auto byte = static_cast<unsigned char>(text[i]);
-            if (byte < 0x20 || byte == 0x7F || (byte >= 0x80 && !utf8)) text[i] = '?';
-            if (utf8 && byte == 0xC2 && static_cast<unsigned char>(text[i + 1]) < 0xA0)
-                text[i] = text[i + 1] = '?';
+            std::size_t obeyed = byte < 0x20 || byte == 0x7F || (byte >= 0x80 && !utf8);
+            const std::string_view rest = std::string_view(text).substr(i);
+            const auto isBetween = [&](std::string_view first, std::string_view last) {
+                const std::string_view character = rest.substr(0, first.size());
+                if (character >= first && character <= last) obeyed = first.size();
+            };
+            isBetween("\xC2\x80", "\xC2\x9F");          // U+0080 to U+009F
+            isBetween("\xE2\x80\xA8", "\xE2\x80\xAE");  // U+2028 to U+202E
+            isBetween("\xE2\x81\xA6", "\xE2\x81\xA9");  // U+2066 to U+2069
+            for (; obeyed > 0; --obeyed) text[i + obeyed - 1] = '?';
         }
         return text;
     }
@@ -1554,11 +1561,12 @@ struct WSLoop {
 
     // Each connection takes a descriptor, the program a few more. We may raise the soft limit.
     void raiseFileLimit() {
-        const auto wanted =
-            static_cast<rlim_t>(config_.maxUsers) + static_cast<rlim_t>(config_.maxPending) + 64;
+        const auto users = static_cast<std::uint64_t>(config_.maxUsers);
+        const std::uint64_t wanted = users + static_cast<std::uint64_t>(config_.maxPending) + 64;
         rlimit limit{};
         if (::getrlimit(RLIMIT_NOFILE, &limit) != 0 || limit.rlim_cur >= wanted) return;
-        const rlimit raised{std::min(wanted, limit.rlim_max), limit.rlim_max};
+        const std::uint64_t most = limit.rlim_max;  // rlim_t may have 32 bits
+        const rlimit raised{static_cast<rlim_t>(std::min(wanted, most)), limit.rlim_max};
         if (::setrlimit(RLIMIT_NOFILE, &raised) == 0) limit = raised;
         if (limit.rlim_cur < wanted)
             log(WSLevel::warning, "only ", limit.rlim_cur, " files may be open, but maxUsers and ",
@@ -1623,7 +1631,8 @@ struct WSLoop {
         check("maxJsonDepth", c.maxJsonDepth, 1, kMaxJsonDepth, ": what a stack holds");
         check("maxJsonValues", c.maxJsonValues, 1, kMost);
         check("handshakeSeconds", c.handshakeSeconds, kLeastSeconds, kSeconds);
-        check("pingSeconds", c.pingSeconds, 0, kSeconds, "; 0: no pings");
+        if (c.pingSeconds != 0)
+            check("pingSeconds", c.pingSeconds, kLeastSeconds, kSeconds, ", or 0 for no pings");
         check("closeSeconds", c.closeSeconds, kLeastSeconds, kSeconds);
         check("shutdownSeconds", c.shutdownSeconds, 0, kSeconds);
         if (c.tickSeconds != 0)
@@ -2423,8 +2432,9 @@ std::string encodeResponse(const WSResponse &response, std::time_t now, bool wit
     if (!bodiless) text += "Content-Length: " + std::to_string(response.body.size()) + "\r\n";
     text += "Date: " + httpDate(now) + "\r\n";
     text += upgrade ? "Connection: close, Upgrade\r\n\r\n" : "Connection: close\r\n\r\n";
-    if (withBody && !bodiless) text += response.body;
-    return text;
+    if (!withBody || bodiless) return text;
+    text.reserve(text.size() + response.body.size());
+    return text += response.body;
 }
 
 // === 11. Frames ==================================================================================
@@ -2554,7 +2564,7 @@ Progress MessageReader::read(char *bytes, std::size_t size, const Limits &limits
     if (!frame_.fin) return doneAfter(used + piece);
     if (utf8_ != kBetweenCharacters) return bad(kInvalidData, "the text ends inside a character");
     message->resize(filled_);
-    if (message->capacity() > 2 * filled_ + kSmall) message->shrink_to_fit();
+    if (message->capacity() > std::max(filled_ + filled_ / 2, kSmall)) message->shrink_to_fit();
     found.opcode = std::exchange(opcode_, Opcode::continuation);
     return doneAfter(used + piece);
 }

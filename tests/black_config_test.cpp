@@ -80,6 +80,7 @@ TEST_CASE("A bad field is refused with its name, its value and advice") {
         {"handshakeSeconds", "nan", [](Config &c) { c.handshakeSeconds = kNaN; }},
         {"handshakeSeconds", "inf", [](Config &c) { c.handshakeSeconds = kInfinity; }},
         {"pingSeconds", "-1", [](Config &c) { c.pingSeconds = -1; }},
+        {"pingSeconds", "0.0005", [](Config &c) { c.pingSeconds = 0.0005; }},
         {"pingSeconds", "nan", [](Config &c) { c.pingSeconds = kNaN; }},
         {"closeSeconds", "0", [](Config &c) { c.closeSeconds = 0; }},
         {"closeSeconds", "nan", [](Config &c) { c.closeSeconds = kNaN; }},

@@ -133,6 +133,10 @@ TEST_CASE("log lines have no byte that a terminal could obey, be they UTF-8 or n
     CHECK(WSLoop::printable("a\x1B[2J\x7F") == "a?[2J?");
     CHECK(WSLoop::printable("\u00A3 \u0085 \u009B \u20AC") == "\u00A3 ?\? ?\? \u20AC");
     CHECK(WSLoop::printable("\xE4\xF6\x9B!") == "?\?\?!");
+    CHECK(WSLoop::printable("\u00A0\u2027\u202F\u2065\u206A") == "\u00A0\u2027\u202F\u2065\u206A");
+    for (const char *obeyed : {"\u2028", "\u2029", "\u202A", "\u202B", "\u202C", "\u202D", "\u202E",
+                               "\u2066", "\u2067", "\u2068", "\u2069"})
+        CHECK(WSLoop::printable(std::string("a") + obeyed + "b") == "a?\?\?b");
 }
 
 TEST_CASE("a connection without a user is named by its address") {
