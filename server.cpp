@@ -195,6 +195,7 @@ std::size_t encodeFrameHeader(char *out, Opcode opcode, std::uint64_t length);
 Progress parseClose(std::string_view payload);
 std::string encodeClose(int code, std::string_view reason);
 bool isCloseCode(int code);
+std::string describeClose(int code);
 
 // Text is checked in pieces: each check begins in the state in which the last one ended.
 enum Utf8State : std::uint8_t { kInvalid = 0, kBetweenCharacters = 6 };  // and more: section 14
@@ -1088,7 +1089,8 @@ struct WSLoop {
     // Calls a user's last two hooks and frees it. The connection may live on, to close properly.
     void sayGoodbye(WSConnection &c) {
         const int code = c.closeCode;
-        log(WSLevel::debug, c, " left: ", code, " ", c.user->closeReason_);
+        const std::string &reason = c.user->closeReason_;
+        log(WSLevel::debug, c, " left: ", describeClose(code), reason.empty() ? "" : ": ", reason);
         guarded(c, [&] { ++stats_.disconnects[code < 3000 ? code : code / 1000 * 1000]; });
         callHook(&c, "preDisconnect", [&] { server_.callPreDisconnect(*c.user, c.fd); });
         callHook(&c, "postDisconnect", [&] { server_.postDisconnect(); });
@@ -1096,18 +1098,17 @@ struct WSLoop {
         c.user.reset();
     }
 
-    // Whether there is room for this newcomer. The users that are idle longest make room for it.
-    bool hasRoomFor(const WSConnection &newcomer) {
+    // The limit that keeps this newcomer out, or null. Users that are idle longest make room for it.
+    const char *limitReached(const WSConnection &newcomer) {
         // An IPv6 client has a whole /64 (RFC 4291 2.5.4): all its addresses count as one.
         const bool six = newcomer.address && !isIpv4(*newcomer.address);
         const Network network{newcomer.address, six ? 64U : 128U};
-        const auto sameAddress = [&](const auto &c) {
+        const auto isNear = [&](const auto &c) {
             return c->state == State::open && isIn(network, c->address);
         };
         const int most = config_.maxUsersPerAddress;
-        if (most > 0 &&
-            std::count_if(connections_.begin(), connections_.end(), sameAddress) >= most)
-            return false;
+        if (most > 0 && std::count_if(connections_.begin(), connections_.end(), isNear) >= most)
+            return "maxUsersPerAddress";
         while (userCount_ >= config_.maxUsers) {
             WSConnection *idlest = nullptr;
             const auto isEarlier = [&](const WSConnection &c) {
@@ -1115,10 +1116,10 @@ struct WSLoop {
             };
             for (const auto &c : connections_)
                 if (c->state == State::open && isEarlier(*c) && isIdle(*c)) idlest = c.get();
-            if (idlest == nullptr) break;
+            if (idlest == nullptr) return "maxUsers";
             disconnect(*idlest->user, kGoingAway, "idle");
         }
-        return userCount_ < config_.maxUsers;
+        return nullptr;
     }
 
     // A user is not idle while a message from it has arrived but is not read yet.
@@ -1315,15 +1316,20 @@ struct WSLoop {
     // Answers with an error or an HTTP response, or lets a new user in.
     void answerRequest(WSConnection &c, const RequestHead &head, std::string text) {
         WSResponse refusal = checkRequest(head);
-        if (refusal.status == 0 && !asksForWebSocket(head)) return answerPlain(c, std::move(text));
+        if (refusal.status == 0 && !asksForWebSocket(head))
+            return answerPlain(c, head.path, std::move(text));
         if (refusal.status == 0) refusal = checkUpgrade(head);
+        const std::string origin = fieldValue(head, "Origin");
         if (refusal.status == 0 && !originAllowed(head))
-            refusal = plainResponse(403, "This origin is not allowed to connect.");
-        if (refusal.status == 0 && !hasRoomFor(c))  // 10 s: a guess
-            refusal =
-                plainResponse(503, "There is no room for another user.", {{"Retry-After", "10"}});
+            refusal = plainResponse(
+                403, origin.empty() ? "The request has no Origin."
+                                    : "The origin " + quoted(origin) + " is not in uniqueOrigin.");
+        const char *limit = refusal.status == 0 ? limitReached(c) : nullptr;
+        if (limit != nullptr)  // 10 s: a guess
+            refusal = plainResponse(503, std::string("There is no room: ") + limit + " is reached.",
+                                    {{"Retry-After", "10"}});
         if (refusal.status == 0) welcome(c, head, std::move(text));
-        else answer(c, refusal);
+        else answer(c, refusal, head.path);
     }
 
     // Origins are compared in one spelling. Only a browser's can be trusted (RFC 6455 10.2).
@@ -1362,7 +1368,8 @@ struct WSLoop {
         if (decision_.status != 0) {
             byId_.erase(id);
             c.user.reset();
-            return answer(c, plainResponse(decision_.status, decision_.body, decision_.headers));
+            return answer(c, plainResponse(decision_.status, decision_.body, decision_.headers),
+                          head.path);
         }
         c.state = State::open;
         ++userCount_;
@@ -1383,21 +1390,24 @@ struct WSLoop {
     }
 
     // A GET or HEAD that does not ask for a WebSocket.
-    void answerPlain(WSConnection &c, std::string text) {
+    void answerPlain(WSConnection &c, std::string_view path, std::string text) {
         WSResponse response;
         const WSRequest request(std::move(text), encodeAddress(c.address));
         const auto ask = [&] { server_.httpRequest(request, response); };
-        const bool returned = callHook(nullptr, "httpRequest", ask);
+        const bool returned = callHook(&c, "httpRequest", ask);
         if (returned && response.status == 0) response = upgradeRequired();
         const bool fine = returned && isSendable(response);
         if (returned && !fine)
             log(WSLevel::error, "httpRequest() gave a response that cannot be sent");
-        answer(c, fine ? response : plainResponse(500, "Something went wrong."));
+        answer(c, fine ? response : plainResponse(500, "Something went wrong."), path);
     }
 
     // Answers with anything but 101. Later input is read and discarded, so that the answer arrives.
-    void answer(WSConnection &c, const WSResponse &response) {
-        log(WSLevel::debug, c, " was answered ", response.status);
+    void answer(WSConnection &c, const WSResponse &response, std::string_view path = {}) {
+        const std::string_view body = response.body;
+        const auto why = response.status < 400 ? "" : body.substr(0, body.find('\n'));
+        log(WSLevel::debug, c, " was answered ", response.status, path.empty() ? "" : " for ", path,
+            why.empty() ? "" : ": ", why);
         queue(c, [&] {
             c.outbox.append(std::make_shared<std::string>(
                 encodeResponse(response, std::time(nullptr), c.wantsBody)));
@@ -1428,12 +1438,27 @@ struct WSLoop {
         for (int i = 0; i < tries && error == EADDRINUSE; ++i) error = openListeners(places);
         if (error != 0)
             throw std::runtime_error(endpointName(config_.port) + ": cannot listen there (" +
-                                     std::generic_category().message(error) +
-                                     "); stop what listens there, or set another address or port");
+                                     std::generic_category().message(error) + "); " +
+                                     advice(error, unixPath().has_value()));
         raiseFileLimit();
         lastTick_ = now_ = updateClock();
         lastPeriod_ = tickPeriod();
         log(WSLevel::debug, "listening at ", endpointName(port_));
+    }
+
+    static const char *advice(int error, bool isPath) {
+        switch (error) {
+        case EACCES:
+            return isPath ? "let the program write to the folder"
+                          : "set a port above 1023, or give the program CAP_NET_BIND_SERVICE";
+        case EADDRINUSE:
+            return isPath ? "stop the server there, remove the file, or set another path"
+                          : "stop what listens there, or set another port";
+        case EADDRNOTAVAIL: return "set an address that this machine has, or \"\" for all of them";
+        case ENOENT: return "create the folder first";
+        case EMFILE: return "raise the limit of open files (ulimit -n)";
+        default: return "set another address or port";
+        }
     }
 
     // Opens all or none. Returns 0 or an errno. Skips addresses that this machine does not have.
@@ -1523,11 +1548,14 @@ struct WSLoop {
         hints.ai_flags = AI_PASSIVE;
         // Both families for "::", too, which people expect of it.
         const bool every = config_.address.empty() || parseAddress(config_.address) == Address{};
-        const char *host = every ? nullptr : config_.address.c_str();
+        const std::string &name = config_.address;
+        const char *host = every ? nullptr : name.c_str();
         if (const int error = ::getaddrinfo(host, "0", &hints, &list); error != 0)
-            throw std::runtime_error("address is " + quoted(config_.address) +
-                                     ": it does not resolve (" + ::gai_strerror(error) +
-                                     "); set a host name or address of this machine");
+            throw std::runtime_error(
+                "address is " + quoted(name) + ": it does not resolve (" + ::gai_strerror(error) +
+                (name.find('[') != name.npos   ? "); write an IPv6 address without brackets"
+                 : name.find(':') != name.npos ? "); write only a host; its port belongs in port"
+                                               : "); set a host name or address of this machine"));
         const std::unique_ptr<addrinfo, decltype(&::freeaddrinfo)> owner(list, &::freeaddrinfo);
         for (places.clear(); list != nullptr; list = list->ai_next) {
             Endpoint place;
@@ -2270,6 +2298,7 @@ std::string chooseProtocol(const std::vector<std::string> &ours, std::string_vie
 std::optional<std::string> normalOrigin(std::string_view text) {
     std::string origin(text);
     std::transform(text.begin(), text.end(), origin.begin(), toLower);
+    if (origin == "null" || origin == "file://") return origin;
     const std::size_t colon = std::min(origin.find("://"), origin.size());
     const std::string scheme = origin.substr(0, colon);
     std::string_view host, port;
@@ -2308,7 +2337,6 @@ bool isIpv4(const Address &address) {
 }
 
 std::string encodeAddress(const std::optional<Address> &address) {
-    if (origin == "null" || origin == "file://") return origin;
     if (!address) return "unix";
     std::array<char, INET6_ADDRSTRLEN> text{};
     const bool four = isIpv4(*address);
@@ -2366,19 +2394,23 @@ std::optional<Address> clientAddress(std::optional<Address> peer,
     return peer;
 }
 
+// The entry of a list that begins with this number, or the number alone.
+std::string describe(int number, std::string_view list) {
+    const std::string start = std::to_string(number) + ' ';
+    const std::size_t begin = list.find(start);
+    if (begin == list.npos) return start;
+    return std::string(list.substr(begin, list.find('|', begin) - begin));
+}
+
 // "403 Forbidden". The phrase may be missing (RFC 9112 4).
 std::string statusText(int status) {
-    constexpr std::string_view kKnown =
+    return describe(
+        status,
         "200 OK|204 No Content|301 Moved Permanently|302 Found|303 See Other|304 Not Modified|"
         "307 Temporary Redirect|308 Permanent Redirect|400 Bad Request|401 Unauthorized|"
         "403 Forbidden|404 Not Found|405 Method Not Allowed|408 Request Timeout|"
         "426 Upgrade Required|429 Too Many Requests|431 Request Header Fields Too Large|"
-        "500 Internal Server Error|503 Service Unavailable|";
-    const std::string code = std::to_string(status) + ' ';
-    const std::size_t begin = kKnown.find(code);
-    return begin == kKnown.npos
-               ? code
-               : std::string(kKnown.substr(begin, kKnown.find('|', begin) - begin));
+        "500 Internal Server Error|503 Service Unavailable|");
 }
 
 WSResponse plainResponse(int status, std::string_view text, Headers headers) {
@@ -2608,6 +2640,16 @@ char *MessageReader::makeRoom(std::size_t size) {
 bool isCloseCode(int code) {
     return (code >= 1000 && code <= 1003) || (code >= 1007 && code <= 1014) ||
            (code >= 3000 && code <= 4999);
+}
+
+// A code in words, for the log. Those from 3000 on are the program's own; their reason tells more.
+std::string describeClose(int code) {
+    if (code >= 3000) return std::to_string(code);
+    return describe(code,
+                    "1000 normal|1001 going away|1002 protocol error|1003 unacceptable data|"
+                    "1005 no code|1006 connection lost|1007 invalid data|1008 policy|1009 too big|"
+                    "1010 extension missing|1011 internal error|1012 restart|1013 try later|"
+                    "1014 bad gateway|");
 }
 
 // Done: the code (1005 if there is none, 7.1.5); the reason follows the bytes used. Bad: a code.

@@ -120,26 +120,91 @@ TEST_CASE("A bad field is refused with its name, its value and advice") {
     }
 }
 
-TEST_CASE("A failed listen() names the address, the port and the reason") {
+TEST_CASE("A failed listen() names the place and the reason, and says what helps") {
     const Server other;
     const std::string taken =
         complaint<std::runtime_error>([&](Config &config) { config.port = other.port(); });
     CHECK(has(taken, "\"127.0.0.1\""));
     CHECK(has(taken, std::to_string(other.port())));
     CHECK(has(taken, "in use"));
-    CHECK(has(taken, "set another"));
+    CHECK(has(taken, "set another port"));
 
-    const std::string unknown =
-        complaint<std::runtime_error>([](Config &config) { config.address = "no host"; });
-    CHECK(has(unknown, "\"no host\""));
-    CHECK(has(unknown, "does not resolve"));
-    CHECK(has(unknown, "set a host name"));
+    const std::pair<const char *, const char *> names[] = {
+        {"no host", "set a host name"},
+        {"[::1]", "without brackets"},
+        {"[::1]:80", "without brackets"},
+        {"localhost:8080", "port belongs in port"},
+        {"http://localhost", "write only a host"},
+    };
+    for (const auto &row : names) {
+        const std::string unknown =
+            complaint<std::runtime_error>([&](Config &config) { config.address = row.first; });
+        CAPTURE(unknown);
+        CHECK(has(unknown, '"' + std::string(row.first) + "\": it does not resolve"));
+        CHECK(has(unknown, row.second));
+    }
 
     // TEST-NET-3 of RFC 5737: it resolves, but no machine has it.
     const std::string foreign =
         complaint<std::runtime_error>([](Config &config) { config.address = "203.0.113.1"; });
     CHECK(has(foreign, "\"203.0.113.1\""));
     CHECK(has(foreign, "cannot listen"));
+    CHECK(has(foreign, "set an address that this machine has"));
+
+    const std::string folder = complaint<std::runtime_error>(
+        [](Config &config) { config.address = "unix:/tmp/there/is/no/such/folder"; });
+    CHECK(has(folder, "create the folder first"));
+}
+
+TEST_CASE("The log says why a client was refused") {
+    Server server([](Config &config) {
+        config.debug = config.requireOrigin = true;
+        config.uniqueOrigin = {"https://example.com"};
+        config.maxUsers = 1;
+    });
+    server.onPreConnect = [&](User &user) {
+        if (user.request().path() == "/closed") server.refuse(user, 404, "no such room\nhere");
+        if (user.request().path() == "/throws") throw std::runtime_error("on purpose");
+    };
+    server.onHttp = [&](const WSRequest &request, WSResponse &response) {
+        if (request.path() == "/page") response = {200, {}, "<html>secret"};
+        if (request.path() == "/http-throws") throw std::runtime_error("on purpose");
+    };
+    const std::string origin = "Origin: https://example.com\r\n";
+    const auto tell = [&](const std::string &request) {
+        Client client(server);
+        client.send(request);
+        client.answer();
+    };
+    tell(upgrade("/chat", "Origin: http://evil.example\r\n"));
+    CHECK(
+        server.printed("127.0.0.1 was answered 403 for /chat: The origin \"http://evil.example\" "
+                       "is not in uniqueOrigin."));
+    tell(upgrade("/chat"));
+    CHECK(server.printed("127.0.0.1 was answered 403 for /chat: The request has no Origin."));
+    tell("GET /\r\n\r\n");
+    CHECK(server.printed("127.0.0.1 was answered 400: The request line is malformed."));
+    tell(upgrade("/closed", origin));
+    CHECK(server.printed("127.0.0.1 was answered 404 for /closed: no such room"));
+    tell(upgrade("/throws", origin));
+    CHECK(server.printed("preConnect() threw: on purpose, for user 2 (127.0.0.1)"));
+    tell("GET /http-throws HTTP/1.0\r\n\r\n");
+    CHECK(server.printed("httpRequest() threw: on purpose, for 127.0.0.1"));
+    tell("GET /page HTTP/1.0\r\n\r\n");
+    CHECK(server.lines.back() == "127.0.0.1 was answered 200 for /page");
+    Peer ada(server, "/", origin);
+    tell(upgrade("/chat", origin));
+    CHECK(server.printed("503 for /chat: There is no room: maxUsers is reached."));
+    server.config().maxUsersPerAddress = 1;
+    tell(upgrade("/chat", origin));
+    CHECK(server.printed("503 for /chat: There is no room: maxUsersPerAddress is reached."));
+    ada.send(closeFrame(4001, "see you"));
+    pump(server, "the end", [&] { return server.userCount() == 0; });
+    CHECK(server.printed("user 3 (127.0.0.1) left: 4001: see you"));
+    Peer bob(server, "/", origin);
+    bob.send(closeFrame(1000));
+    pump(server, "the end", [&] { return server.userCount() == 0; });
+    CHECK(server.lines.back() == "user 4 (127.0.0.1) left: 1000 normal");
 }
 
 TEST_CASE("A failed listen() leaves nothing open, and succeeds once the port is changed") {
@@ -301,11 +366,11 @@ TEST_CASE("Connects, disconnects and HTTP answers are logged only if debug is tr
         peer.send(frame(kText, "x"));
         CHECK(peer.hear() == "close 1011");
         Client page(server);
-        page.send("GET / HTTP/1.1\r\nHost: a\r\n\r\n");
+        page.send("GET /page HTTP/1.1\r\nHost: a\r\n\r\n");
         CHECK(page.status() == 426);
         CHECK(server.printed("user 1 (127.0.0.1) came: /somewhere") == debug);
-        CHECK(server.printed("user 1 (127.0.0.1) left: 1011") == debug);
-        CHECK(server.printed("127.0.0.1 was answered 426") == debug);
+        CHECK(server.printed("user 1 (127.0.0.1) left: 1011 internal error") == debug);
+        CHECK(server.printed("127.0.0.1 was answered 426 for /page: This is a WebSocket") == debug);
         CHECK(server.printed("process() threw: on purpose"));
         CHECK(server.lines.size() == (debug ? 4 : 1));
     }
@@ -321,7 +386,7 @@ TEST_CASE("Control characters from a peer never reach the terminal") {
     CHECK(peer.hear() == "close 1000");
     REQUIRE(server.lines.size() == 2);
     CHECK(has(server.lines[1],
-              "left: 1000 a?[31m??\?\?\?"
+              "left: 1000 normal: a?[31m??\?\?\?"
               "2Jb\xC3\xA4"));
 }
 

@@ -215,3 +215,14 @@ TEST_CASE("redirections have a reason phrase; 205 has no body") {
     CHECK(reset.find("body") == reset.npos);
     CHECK(reset.find("Content-Length") == reset.npos);
 }
+
+TEST_CASE("each reason not to listen has its own advice") {
+    const std::string paths[] = {WSLoop::advice(EACCES, true), WSLoop::advice(EADDRINUSE, true)};
+    const std::string ports[] = {WSLoop::advice(EACCES, false), WSLoop::advice(EADDRINUSE, false)};
+    CHECK(paths[0].find("folder") != std::string::npos);
+    CHECK(ports[0].find("1023") != std::string::npos);
+    CHECK(paths[1].find("remove the file") != std::string::npos);
+    CHECK(ports[1].find("another port") != std::string::npos);
+    CHECK(std::string(WSLoop::advice(EMFILE, false)).find("ulimit -n") != std::string::npos);
+    CHECK(std::string(WSLoop::advice(EROFS, true)).find("another address") != std::string::npos);
+}
