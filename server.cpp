@@ -1923,6 +1923,7 @@ RequestHead parsed(const std::string &text) {
 
 }  // namespace
 
+WSMessage::WSMessage(std::shared_ptr<Body> body) : body_(std::move(body)) {}
 WSMessage::WSMessage(std::string text) : body_(std::make_shared<Body>()) {
     if (!isUtf8(text)) throw std::invalid_argument("WSMessage: the text is not valid UTF-8");
     *body_->payload = std::move(text);

@@ -79,7 +79,7 @@ class WSMessage {
   private:
     friend struct WSLoop;
     struct Body;
-    explicit WSMessage(std::shared_ptr<Body> body) : body_(std::move(body)) {}
+    explicit WSMessage(std::shared_ptr<Body> body);
 
     std::shared_ptr<Body> body_;
 };
@@ -132,10 +132,10 @@ class WSBaseServer {
     int port() const;  // the TCP port, also where the configuration says 0; 0 if there is none
 
     // One turn of the loop, for programs with a loop of their own: waits for something to do, at
-    // most `timeout` (negative: no limit), and does it. Call listen() first; never call it in a
+    // most `atMost` (negative: no limit), and does it. Call listen() first; never call it in a
     // hook (std::logic_error). The thread that calls it is the server's until another one calls it.
     // False when a shutdown has ended.
-    bool turn(std::chrono::milliseconds timeout);
+    bool turn(std::chrono::milliseconds atMost);
 
     // Asks the server to stop, from a hook or between turns. Unless preShutdown() objects,
     // newcomers are refused, users get close code 1001, queues drain for at most shutdownSeconds,
@@ -317,8 +317,8 @@ class WebSocketServer : public WSBaseServer {
                   "WebSocketServer<User, Config>: Config must be derived from WSBaseConfig");
 
   public:
-    explicit WebSocketServer(Config config = Config())
-        : WSBaseServer(std::make_unique<Config>(std::move(config))) {}
+    explicit WebSocketServer(Config config = Config())  // (ncurses has a macro `move`)
+        : WSBaseServer(std::make_unique<Config>(std::forward<Config>(config))) {}
 
     Config &config() { return static_cast<Config &>(baseConfig()); }
 
