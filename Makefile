@@ -156,7 +156,7 @@ alone = $(if $(is_gcc),-fwhole-program -fno-var-tracking -Wno-maybe-uninitialize
 # black_faults_test replaces these system calls of the server with its own functions, which
 # the linker has to see.
 faults_wrap := poll recv send sendmsg accept4 close shutdown socket bind \
-    listen setsockopt getsockname getaddrinfo freeaddrinfo fcntl chmod pipe2 read write \
+    listen setsockopt getsockname getaddrinfo freeaddrinfo fcntl chmod pipe read write \
     sigaction getrlimit setrlimit clock_gettime
 %/black_faults_test.o: extra =
 %/black_faults_test: wraps = $(faults_wrap:%=-Wl,--wrap=%)

@@ -33,7 +33,7 @@
 // 12. Messages                      MessageReader: frames become messages
 // 13. Closing                       parseClose, encodeClose, isCloseCode
 // 14. UTF-8                         checkUtf8
-// 15. base64                        base64Encode, base64Decode
+// 15. base64                        base64Encode
 // 16. SHA-1                         sha1
 //
 // Where the rules of RFC 6455 are enforced:
@@ -151,6 +151,7 @@ WSResponse plainResponse(int status, std::string_view text, Headers headers = {}
 WSResponse upgradeRequired();
 bool isSendable(const WSResponse &response);
 std::string encodeResponse(const WSResponse &response, std::time_t now, bool withBody);
+bool isControl(char c);
 bool isToken(std::string_view text);
 bool sameIgnoringCase(std::string_view a, std::string_view b);
 std::size_t countFields(const RequestHead &head, std::string_view name);
@@ -195,7 +196,7 @@ std::size_t encodeFrameHeader(char *out, Opcode opcode, std::uint64_t length);
 Progress parseClose(std::string_view payload);
 std::string encodeClose(int code, std::string_view reason);
 bool isCloseCode(int code);
-std::string describeClose(int code);
+std::string_view closeWords(int code);
 
 // Text is checked in pieces: each check begins in the state in which the last one ended.
 enum Utf8State : std::uint8_t { kInvalid = 0, kBetweenCharacters = 6 };  // and more: section 14
@@ -236,7 +237,6 @@ class MessageReader {
 };
 
 std::string base64Encode(std::string_view bytes);
-std::optional<std::string> base64Decode(std::string_view text);
 std::array<unsigned char, 20> sha1(std::string_view message);
 
 using Microseconds = std::int64_t;  // of the monotonic clock
@@ -324,18 +324,16 @@ struct WSMessage::Body {
 
 // === 2. The loop =================================================================================
 // The original's run() was: select() over all sockets; for each that is ready, either accept it, or
-// recv() once and treat the bytes as one message. This one uses poll(), because select() ends at
-// descriptor 1024; treats input as a stream, of which one recv() may bring half a message or fifty;
-// writes once per connection, at the end of the turn; and removes no user in the middle of a turn.
+// recv() once and treat the bytes as one message. Here input is a stream, of which one recv() may
+// bring half a message or fifty, and no user is removed in the middle of a turn.
 //
-// The front. poll() looks at every descriptor that it is given: 100 take about 10 µs, 10 000
-// several ms. So connections that spoke lately stand at the front of the array, and most turns poll
-// only these. All are polled again after 5 µs per connection, at most 50 ms.
+// The front. poll() takes 10 µs for 100 descriptors, several ms for 10 000. So connections that
+// spoke lately stand at the front of the array, and most turns poll only these. All are polled
+// again after 5 µs per connection, at most 50 ms.
 //
 // Shares. A turn has a budget of bytes for all ready connections, and of time for each rank: 0,
 // those that cost little; 1, in their handshake; 2, those that lately used more than their share.
-// Unserved ones come first in the next turn, so thousands of hostile peers cost a well-behaved
-// client milliseconds. But while a message is parsed and processed, all other connections wait.
+// Unserved ones come first in the next turn. But a message is parsed and processed in one go.
 struct WSLoop {
     using State = WSConnection::State;
 
@@ -591,13 +589,12 @@ struct WSLoop {
         shuttingDown_ = true;
         shutdownDeadline_ = now_ + microseconds(config_.shutdownSeconds);
         closeListeners();
-        for (const auto &c : connections_) guarded(*c, [&] { dismiss(*c); });
-    }
-
-    void dismiss(WSConnection &c) {
-        if (c.state == State::open) disconnect(*c.user, kGoingAway, "the server is shutting down");
-        if (c.state == State::handshaking)
-            answer(c, plainResponse(503, "The server is shutting down."));
+        for (const auto &c : connections_)
+            guarded(*c, [&] {
+                if (c->user) disconnect(*c->user, kGoingAway, "the server is shutting down");
+                else if (c->state == State::handshaking)
+                    answer(*c, plainResponse(503, "The server is shutting down."));
+            });
     }
 
     // True once: when the last connection of a shutdown is closed.
@@ -713,13 +710,9 @@ struct WSLoop {
     // A byte in the pipe wakes poll().
     static std::array<Descriptor, 2> makeWakePipe() {
         std::array<int, 2> ends{-1, -1};
-#ifdef __linux__
-        const bool made = ::pipe2(ends.data(), O_NONBLOCK | O_CLOEXEC) == 0;
-#else
-        bool made = ::pipe(ends.data()) == 0 && setNonBlocking(ends[0]) && setNonBlocking(ends[1]);
-#endif
+        const bool made = ::pipe(ends.data()) == 0;
         std::array<Descriptor, 2> pipe{Descriptor(ends[0]), Descriptor(ends[1])};
-        if (!made || pipe[0] < 0 || pipe[1] < 0)
+        if (!made || !setNonBlocking(pipe[0]) || !setNonBlocking(pipe[1]))
             throw std::system_error(errno, std::generic_category(), "cannot make a pipe");
         return pipe;
     }
@@ -1047,7 +1040,7 @@ struct WSLoop {
     }
 
     // Every call of the program passes here, but run(), turn() and those that suit all threads.
-    WSLoop &checked(const WSBaseUser *user = nullptr) {
+    WSLoop &verified(const WSBaseUser *user = nullptr) {
         const std::thread::id thread = thread_;
         if (thread != std::thread::id() && thread != std::this_thread::get_id())
             throw std::logic_error(
@@ -1089,8 +1082,9 @@ struct WSLoop {
     // Calls a user's last two hooks and frees it. The connection may live on, to close properly.
     void sayGoodbye(WSConnection &c) {
         const int code = c.closeCode;
-        const std::string &reason = c.user->closeReason_;
-        log(WSLevel::debug, c, " left: ", describeClose(code), reason.empty() ? "" : ": ", reason);
+        const std::string_view words = closeWords(code), reason = c.user->closeReason_;
+        log(WSLevel::debug, c, " left: ", code, words.empty() ? "" : " ", words,
+            reason.empty() ? "" : ": ", reason);
         guarded(c, [&] { ++stats_.disconnects[code < 3000 ? code : code / 1000 * 1000]; });
         callHook(&c, "preDisconnect", [&] { server_.callPreDisconnect(*c.user, c.fd); });
         callHook(&c, "postDisconnect", [&] { server_.postDisconnect(); });
@@ -1116,10 +1110,10 @@ struct WSLoop {
             };
             for (const auto &c : connections_)
                 if (c->state == State::open && isEarlier(*c) && isIdle(*c)) idlest = c.get();
-            if (idlest == nullptr) return "maxUsers";
+            if (idlest == nullptr) break;
             disconnect(*idlest->user, kGoingAway, "idle");
         }
-        return nullptr;
+        return userCount_ < config_.maxUsers ? nullptr : "maxUsers";
     }
 
     // A user is not idle while a message from it has arrived but is not read yet.
@@ -1150,8 +1144,8 @@ struct WSLoop {
         if (c->state == State::open) guarded(*c, [&] { fail(*c, kInternalError, ""); });
     }
 
-    // Builds a line from texts, numbers, connections and requests, only if it is wanted: that takes
-    // memory and time. Failures in here or in console() are ignored: there is nowhere to log them.
+    // Builds a line from texts, numbers and connections, only if it is wanted: that takes memory and
+    // time. Failures in here or in console() are ignored: there is nowhere to log them.
     template <class... Parts>
     void log(WSLevel level, const Parts &...parts) {
         if (inConsole_ || (level == WSLevel::debug && !config_.debug)) return;
@@ -1161,7 +1155,6 @@ struct WSLoop {
             const auto append = [&](const auto &part) {
                 using Part = std::decay_t<decltype(part)>;
                 if constexpr (std::is_same_v<Part, WSConnection>) text += nameOf(part);
-                else if constexpr (std::is_same_v<Part, WSRequest>) text += part.path();
                 else if constexpr (std::is_same_v<Part, std::error_code>) text += part.message();
                 else if constexpr (std::is_arithmetic_v<Part>) text += std::to_string(part);
                 else text += part;
@@ -1185,18 +1178,21 @@ struct WSLoop {
         constexpr std::size_t kMaxLine = 480;
         if (text.size() > kMaxLine) text = std::string(cutUtf8(text, kMaxLine)) + "...";
         const bool utf8 = isUtf8(text);
-        for (std::size_t i = 0; i < text.size(); ++i) {
-            const auto byte = static_cast<unsigned char>(text[i]);
-            std::size_t obeyed = byte < 0x20 || byte == 0x7F || (byte >= 0x80 && !utf8);
-            const std::string_view rest = std::string_view(text).substr(i);
-            const auto isBetween = [&](std::string_view first, std::string_view last) {
-                const std::string_view character = rest.substr(0, first.size());
-                if (character >= first && character <= last) obeyed = first.size();
-            };
-            isBetween("\xC2\x80", "\xC2\x9F");          // U+0080 to U+009F
-            isBetween("\xE2\x80\xA8", "\xE2\x80\xAE");  // U+2028 to U+202E
-            isBetween("\xE2\x81\xA6", "\xE2\x81\xA9");  // U+2066 to U+2069
-            for (; obeyed > 0; --obeyed) text[i + obeyed - 1] = '?';
+        const auto isRefused = [&](char c) {
+            return isControl(c) || (static_cast<unsigned char>(c) >= 0x80 && !utf8);
+        };
+        std::replace_if(text.begin(), text.end(), isRefused, '?');
+        struct Range {  // characters of which only the last bytes differ
+            std::string_view lead;
+            unsigned char first, last;
+        };
+        constexpr Range kRanges[] = {
+            {"\xC2", 0x80, 0x9F}, {"\xE2\x80", 0xA8, 0xAE}, {"\xE2\x81", 0xA6, 0xA9}};
+        for (const auto &[lead, first, last] : kRanges) {
+            for (std::size_t i = 0; (i = text.find(lead, i)) != text.npos; ++i) {
+                const auto byte = static_cast<unsigned char>(text[i + lead.size()]);
+                if (byte >= first && byte <= last) text.replace(i, lead.size() + 1, "?");
+            }
         }
         return text;
     }
@@ -1364,10 +1360,11 @@ struct WSLoop {
             server_.callPreConnect(user, c.fd);
         });
         newcomer_ = nullptr;
-        if (!returned) decision_.status = 500, decision_.body = "Something went wrong.";
+        if (!returned) decision_.status = 500;
         if (decision_.status != 0) {
             byId_.erase(id);
             c.user.reset();
+            if (!returned) decision_.body = "Something went wrong.";
             return answer(c, plainResponse(decision_.status, decision_.body, decision_.headers),
                           head.path);
         }
@@ -1385,7 +1382,7 @@ struct WSLoop {
             // Shared, not copied, so that an idle connection keeps no buffer.
             c.outbox.append(std::make_shared<std::string>(response + "\r\n"));
         });
-        log(WSLevel::debug, c, " came: ", c.user->request());
+        log(WSLevel::debug, c, " came: ", head.path);
         callHook(&c, "postConnect", [&] { server_.callPostConnect(*c.user, c.fd); });
     }
 
@@ -1448,13 +1445,9 @@ struct WSLoop {
 
     static const char *advice(int error, bool isPath) {
         switch (error) {
-        case EACCES:
-            return isPath ? "let the program write to the folder"
-                          : "set a port above 1023, or give the program CAP_NET_BIND_SERVICE";
-        case EADDRINUSE:
-            return isPath ? "stop the server there, remove the file, or set another path"
-                          : "stop what listens there, or set another port";
-        case EADDRNOTAVAIL: return "set an address that this machine has, or \"\" for all of them";
+        case EACCES: return isPath ? "make the folder writable" : "set a port above 1023";
+        case EADDRINUSE: return "stop what uses it, or set another one";
+        case EADDRNOTAVAIL: return "set an address of this machine, or \"\" for all of them";
         case ENOENT: return "create the folder first";
         case EMFILE: return "raise the limit of open files (ulimit -n)";
         default: return "set another address or port";
@@ -1771,52 +1764,52 @@ WSBaseServer::WSBaseServer(std::unique_ptr<WSBaseConfig> config)
     : config_(std::move(config)), loop_(std::make_unique<WSLoop>(*this, *config_)) {}
 WSBaseServer::~WSBaseServer() = default;
 void WSBaseServer::run() { loop_->run(); }
-void WSBaseServer::listen() { loop_->checked().listen(); }
+void WSBaseServer::listen() { loop_->verified().listen(); }
 int WSBaseServer::port() const { return loop_->port_; }
 bool WSBaseServer::turn(std::chrono::milliseconds timeout) { return loop_->turn(timeout); }
-void WSBaseServer::shutdown() { loop_->checked().stopAsked_ = true; }
+void WSBaseServer::shutdown() { loop_->verified().stopAsked_ = true; }
 void WSBaseServer::stop() noexcept { loop_->stopAsked_ = true, loop_->wake(); }
-void WSBaseServer::stopOn(std::initializer_list<int> signals) { loop_->checked().stopOn(signals); }
+void WSBaseServer::stopOn(std::initializer_list<int> signals) { loop_->verified().stopOn(signals); }
 void WSBaseServer::post(std::function<void()> function) { loop_->post(std::move(function)); }
 void WSBaseServer::watch(int fd, short events, std::function<void(short)> function) {
-    loop_->checked().watch(fd, events, std::move(function));
+    loop_->verified().watch(fd, events, std::move(function));
 }
-void WSBaseServer::unwatch(int fd) { loop_->checked().unwatch(fd); }
+void WSBaseServer::unwatch(int fd) { loop_->verified().unwatch(fd); }
 bool WSBaseServer::sendToUser(WSBaseUser &user, const WSMessage &msg) {
     WSMessage own = msg;
-    return loop_->checked(&user).send(user, msg, own);
+    return loop_->verified(&user).send(user, msg, own);
 }
 int WSBaseServer::sendToAll(const WSMessage &msg) {
-    return loop_->checked().sendToAllBut(nullptr, msg);
+    return loop_->verified().sendToAllBut(nullptr, msg);
 }
 int WSBaseServer::sendToAllBut(const WSBaseUser &user, const WSMessage &msg) {
-    return loop_->checked(&user).sendToAllBut(&user, msg);
+    return loop_->verified(&user).sendToAllBut(&user, msg);
 }
 void WSBaseServer::disconnect(WSBaseUser &user, int code, std::string_view reason) {
-    loop_->checked(&user).disconnect(user, code, reason);
+    loop_->verified(&user).disconnect(user, code, reason);
 }
 void WSBaseServer::refuse(WSBaseUser &user, int status, std::string_view text) {
-    loop_->checked(&user).refuse(user, status, text);
+    loop_->verified(&user).refuse(user, status, text);
 }
 void WSBaseServer::setHeader(WSBaseUser &user, std::string_view name, std::string_view value) {
-    loop_->checked(&user).setHeader(user, name, value);
+    loop_->verified(&user).setHeader(user, name, value);
 }
 void WSBaseServer::acceptProtocol(WSBaseUser &user, std::string_view protocol) {
-    loop_->checked(&user).acceptProtocol(user, protocol);
+    loop_->verified(&user).acceptProtocol(user, protocol);
 }
-int WSBaseServer::userCount() const { return loop_->checked().userCount_; }
-std::size_t WSBaseServer::slotCount() const { return loop_->checked().connections_.size(); }
+int WSBaseServer::userCount() const { return loop_->verified().userCount_; }
+std::size_t WSBaseServer::slotCount() const { return loop_->verified().connections_.size(); }
 WSBaseUser *WSBaseServer::userInSlot(std::size_t slot) const {
-    const WSConnection &c = *loop_->checked().connections_[slot];
+    const WSConnection &c = *loop_->verified().connections_[slot];
     return c.state == WSConnection::State::open ? c.user.get() : nullptr;
 }
 WSBaseUser *WSBaseServer::userById(std::uint64_t id) const {
-    const auto &byId = loop_->checked().byId_;
+    const auto &byId = loop_->verified().byId_;
     const auto place = byId.find(id);
     return place == byId.end() ? nullptr : userInSlot(place->second->slot);
 }
 WSStats WSBaseServer::stats() const {
-    const WSLoop &loop = loop_->checked();
+    const WSLoop &loop = loop_->verified();
     WSStats all = loop.stats_;
     all.users = static_cast<std::uint64_t>(loop.userCount_);
     all.pending = loop.connections_.size() - all.users;
@@ -2243,11 +2236,9 @@ WSResponse checkRequest(const RequestHead &head) {
     const std::size_t hosts = countFields(head, "Host");  // HTTP/1.0 needs none
     if (!(hosts == 0 && head.http10) && (hosts != 1 || !splitHost(value, host, port)))
         return plainResponse(400, "There must be one Host header, and it must be valid.");
-    const auto hasBody = [](const Field &field) {
-        return sameIgnoringCase(field.name, "Transfer-Encoding") ||
-               (sameIgnoringCase(field.name, "Content-Length") && field.value != "0");
-    };
-    if (std::any_of(head.fields.begin(), head.fields.end(), hasBody))
+    const bool hasLength = countFields(head, "Content-Length") > 0;
+    if (countFields(head, "Transfer-Encoding") > 0 ||
+        (hasLength && fieldValue(head, "Content-Length") != "0"))
         return plainResponse(400, "A request with a body is not understood here.");
     return {};
 }
@@ -2271,8 +2262,9 @@ WSResponse checkUpgrade(const RequestHead &head) {
     if (fieldValue(head, "Sec-WebSocket-Version") != "13")
         return plainResponse(426, "Only version 13 of the WebSocket protocol is supported.",
                              {{"Sec-WebSocket-Version", "13"}, {"Upgrade", "websocket"}});
-    const std::optional<std::string> key = base64Decode(fieldValue(head, "Sec-WebSocket-Key"));
-    if (countFields(head, "Sec-WebSocket-Key") != 1 || !key || key->size() != 16)
+    // 16 bytes are 22 digits of base64 (RFC 4648 4), the last of which has four bits to spare.
+    const std::string key = fieldValue(head, "Sec-WebSocket-Key");
+    if (key.size() != 24 || key.substr(22) != "==" || !isMadeOf(key.substr(0, 22), "+/"))
         return plainResponse(400, "There must be one Sec-WebSocket-Key, the base64 of 16 bytes.");
     return {};
 }
@@ -2287,11 +2279,10 @@ std::string acceptKey(std::string_view key) {
 // The first of ours that the client offers, or none: never other text from the client (4.2.2).
 std::string chooseProtocol(const std::vector<std::string> &ours, std::string_view offered) {
     const std::vector<std::string_view> theirs = splitList(offered, ',');
-    const auto isOffered = [&](const std::string &protocol) {
-        return isToken(protocol) && std::count(theirs.begin(), theirs.end(), protocol) > 0;
-    };
-    const auto chosen = std::find_if(ours.begin(), ours.end(), isOffered);
-    return chosen == ours.end() ? std::string() : *chosen;
+    for (const std::string &protocol : ours)
+        if (isToken(protocol) && std::count(theirs.begin(), theirs.end(), protocol) > 0)
+            return protocol;
+    return {};
 }
 
 // An origin (RFC 6454 6.2) in one spelling: lower case, its scheme's default port filled in. Pages
@@ -2318,17 +2309,15 @@ std::optional<std::string> normalOrigin(std::string_view text) {
 // '+' becomes a space and %41 an A, as forms encode them. A '%' without two hex digits is kept.
 std::string decodePercent(std::string_view text) {
     constexpr std::string_view kHex = "0123456789abcdef";
+    const auto digit = [&](std::size_t i) {
+        return i < text.size() ? kHex.find(toLower(text[i])) : kHex.npos;
+    };
     std::string decoded;
     for (std::size_t i = 0; i < text.size(); ++i) {
-        const bool escape = text[i] == '%' && i + 2 < text.size();
-        const std::size_t high = escape ? kHex.find(toLower(text[i + 1])) : kHex.npos;
-        const std::size_t low = escape ? kHex.find(toLower(text[i + 2])) : kHex.npos;
-        if (high != kHex.npos && low != kHex.npos) {
-            decoded += static_cast<char>(16 * high + low);
-            i += 2;
-        } else {
-            decoded += text[i] == '+' ? ' ' : text[i];
-        }
+        const std::size_t high = digit(i + 1), low = digit(i + 2);
+        const bool escape = text[i] == '%' && high != kHex.npos && low != kHex.npos;
+        if (escape) decoded += static_cast<char>(16 * high + low), i += 2;
+        else decoded += text[i] == '+' ? ' ' : text[i];
     }
     return decoded;
 }
@@ -2395,23 +2384,22 @@ std::optional<Address> clientAddress(std::optional<Address> peer,
     return peer;
 }
 
-// The entry of a list that begins with this number, or the number alone.
-std::string describe(int number, std::string_view list) {
+// The words behind a number in a list such as "200 OK|404 Not Found|", or "".
+std::string_view wordsFor(int number, std::string_view list) {
     const std::string start = std::to_string(number) + ' ';
     const std::size_t begin = list.find(start);
-    if (begin == list.npos) return start;
-    return std::string(list.substr(begin, list.find('|', begin) - begin));
+    if (begin == list.npos) return {};
+    return list.substr(begin, list.find('|', begin) - begin).substr(start.size());
 }
 
-// "403 Forbidden". The phrase may be missing (RFC 9112 4).
-std::string statusText(int status) {
-    return describe(
-        status,
-        "200 OK|204 No Content|301 Moved Permanently|302 Found|303 See Other|304 Not Modified|"
-        "307 Temporary Redirect|308 Permanent Redirect|400 Bad Request|401 Unauthorized|"
-        "403 Forbidden|404 Not Found|405 Method Not Allowed|408 Request Timeout|"
-        "426 Upgrade Required|429 Too Many Requests|431 Request Header Fields Too Large|"
-        "500 Internal Server Error|503 Service Unavailable|");
+std::string_view statusWords(int status) {
+    return wordsFor(status,
+                    "200 OK|204 No Content|301 Moved Permanently|302 Found|303 See Other|"
+                    "304 Not Modified|307 Temporary Redirect|308 Permanent Redirect|"
+                    "400 Bad Request|401 Unauthorized|403 Forbidden|404 Not Found|"
+                    "405 Method Not Allowed|408 Request Timeout|426 Upgrade Required|"
+                    "429 Too Many Requests|431 Request Header Fields Too Large|"
+                    "500 Internal Server Error|503 Service Unavailable|");
 }
 
 WSResponse plainResponse(int status, std::string_view text, Headers headers) {
@@ -2454,7 +2442,8 @@ std::string httpDate(std::time_t now) {
 
 // Each response is the last (RFC 9112 9.6). Connection also names Upgrade, if sent (RFC 9110 7.8).
 std::string encodeResponse(const WSResponse &response, std::time_t now, bool withBody) {
-    std::string text = "HTTP/1.1 " + statusText(response.status) + "\r\n";
+    std::string text = "HTTP/1.1 " + std::to_string(response.status) + ' ';  // RFC 9112 4: even if
+    text.append(statusWords(response.status)).append("\r\n");                // no words follow
     bool upgrade = false;
     for (const auto &[name, value] : response.headers) {
         text += name + ": " + value + "\r\n";
@@ -2643,14 +2632,13 @@ bool isCloseCode(int code) {
            (code >= 3000 && code <= 4999);
 }
 
-// A code in words, for the log. Those from 3000 on are the program's own; their reason tells more.
-std::string describeClose(int code) {
-    if (code >= 3000) return std::to_string(code);
-    return describe(code,
+// For the log. Codes from 3000 on are the program's own: their reason tells more.
+std::string_view closeWords(int code) {
+    return wordsFor(code,
                     "1000 normal|1001 going away|1002 protocol error|1003 unacceptable data|"
-                    "1005 no code|1006 connection lost|1007 invalid data|1008 policy|1009 too big|"
-                    "1010 extension missing|1011 internal error|1012 restart|1013 try later|"
-                    "1014 bad gateway|");
+                    "1005 no code|1006 connection lost|1007 invalid data|1008 policy|"
+                    "1009 too big|1010 extension missing|1011 internal error|1012 restart|"
+                    "1013 try later|1014 bad gateway|");
 }
 
 // Done: the code (1005 if there is none, 7.1.5); the reason follows the bytes used. Bad: a code.
@@ -2769,23 +2757,6 @@ std::string base64Encode(std::string_view bytes) {
             text += k <= group.size() ? kDigits[bits >> (18 - 6 * k) & 0x3F] : '=';
     }
     return text;
-}
-
-// Nothing if the text is not base64. Bits that are left over at the end may be anything: RFC 4648
-// 3.5 leaves that to the decoder, and some clients send random digits as a key.
-std::optional<std::string> base64Decode(std::string_view text) {
-    if (text.size() % 4 != 0) return std::nullopt;
-    for (int i = 0; i < 2 && !text.empty() && text.back() == '='; ++i) text.remove_suffix(1);
-    std::string bytes;
-    std::uint32_t bits = 0;
-    for (std::size_t i = 0; i < text.size(); ++i) {
-        const std::size_t digit = kDigits.find(text[i]);
-        if (digit == kDigits.npos) return std::nullopt;
-        bits = bits << 6 | static_cast<std::uint32_t>(digit);
-        // After the first digit of each four, every digit completes a byte.
-        if (i % 4 != 0) bytes += static_cast<char>(bits >> (6 - 2 * (i % 4)));
-    }
-    return bytes;
 }
 
 // === 16. SHA-1 ===================================================================================

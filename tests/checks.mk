@@ -147,7 +147,7 @@ fuzz_cxx := clang++
 fuzz_flags := -Werror -O1 -g1 -fno-omit-frame-pointer -fsanitize=fuzzer,address,undefined \
     -fno-sanitize-recover=all
 fuzz_wrap := poll clock_gettime read write close fcntl getaddrinfo freeaddrinfo socket bind \
-    listen setsockopt getsockname accept4 pipe2 shutdown recv send sendmsg
+    listen setsockopt getsockname accept4 pipe shutdown recv send sendmsg
 fuzz_targets := $(addprefix .build/fuzz/,head frames server)
 .build/fuzz/server: wraps = $(fuzz_wrap:%=-Wl,--wrap=%)
 $(fuzz_targets:.build/fuzz/%=.build/fuzz/tests/fuzz/%.o): | deps-fuzz

@@ -48,7 +48,7 @@ enum Call : std::size_t {
 constexpr std::array<const char *, kCalls> kNames = {
     "poll",        "recv",      "send",      "sendmsg",       "accept4",     "close",
     "shutdown",    "socket",    "bind",      "listen",        "setsockopt",  "getsockname",
-    "getaddrinfo", "fcntl",     "chmod",     "pipe2",         "read",        "write",
+    "getaddrinfo", "fcntl",     "chmod",     "pipe",          "read",        "write",
     "sigaction",   "getrlimit", "setrlimit", "clock_gettime", "operator new"};
 
 // The outcome of a call: an error (an errno, or a negative EAI_… code), or one of these.
@@ -309,9 +309,9 @@ int __wrap_chmod(const char *path, mode_t mode) {
     return faults::call(faults::kChmod, [&] { return __real_chmod(path, mode); });
 }
 
-int __real_pipe2(int *ends, int flags);
-int __wrap_pipe2(int *ends, int flags) {
-    const int result = faults::call(faults::kPipe, [&] { return __real_pipe2(ends, flags); });
+int __real_pipe(int *ends);
+int __wrap_pipe(int *ends) {
+    const int result = faults::call(faults::kPipe, [&] { return __real_pipe(ends); });
     if (result == 0) faults::opened({ends[0], ends[1]});
     return result;
 }

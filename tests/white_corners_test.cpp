@@ -131,12 +131,12 @@ TEST_CASE("a connection that is idle has no memory for what it sends and receive
 
 TEST_CASE("log lines have no byte that a terminal could obey, be they UTF-8 or not") {
     CHECK(WSLoop::printable("a\x1B[2J\x7F") == "a?[2J?");
-    CHECK(WSLoop::printable("\u00A3 \u0085 \u009B \u20AC") == "\u00A3 ?\? ?\? \u20AC");
+    CHECK(WSLoop::printable("\u00A3 \u0085 \u009B \u20AC") == "\u00A3 ? ? \u20AC");
     CHECK(WSLoop::printable("\xE4\xF6\x9B!") == "?\?\?!");
     CHECK(WSLoop::printable("\u00A0\u2027\u202F\u2065\u206A") == "\u00A0\u2027\u202F\u2065\u206A");
     for (const char *obeyed : {"\u2028", "\u2029", "\u202A", "\u202B", "\u202C", "\u202D", "\u202E",
                                "\u2066", "\u2067", "\u2068", "\u2069"})
-        CHECK(WSLoop::printable(std::string("a") + obeyed + "b") == "a?\?\?b");
+        CHECK(WSLoop::printable(std::string("a") + obeyed + "b") == "a?b");
 }
 
 TEST_CASE("a connection without a user is named by its address") {
@@ -217,12 +217,13 @@ TEST_CASE("redirections have a reason phrase; 205 has no body") {
 }
 
 TEST_CASE("each reason not to listen has its own advice") {
-    const std::string paths[] = {WSLoop::advice(EACCES, true), WSLoop::advice(EADDRINUSE, true)};
-    const std::string ports[] = {WSLoop::advice(EACCES, false), WSLoop::advice(EADDRINUSE, false)};
-    CHECK(paths[0].find("folder") != std::string::npos);
-    CHECK(ports[0].find("1023") != std::string::npos);
-    CHECK(paths[1].find("remove the file") != std::string::npos);
-    CHECK(ports[1].find("another port") != std::string::npos);
-    CHECK(std::string(WSLoop::advice(EMFILE, false)).find("ulimit -n") != std::string::npos);
-    CHECK(std::string(WSLoop::advice(EROFS, true)).find("another address") != std::string::npos);
+    const std::tuple<int, bool, const char *> rows[] = {{EACCES, true, "writable"},
+                                                        {EACCES, false, "1023"},
+                                                        {EADDRINUSE, true, "stop what uses it"},
+                                                        {EADDRNOTAVAIL, false, "this machine"},
+                                                        {ENOENT, true, "create the folder"},
+                                                        {EMFILE, false, "ulimit -n"},
+                                                        {EROFS, true, "another address"}};
+    for (const auto &[error, isPath, part] : rows)
+        CHECK(std::string(WSLoop::advice(error, isPath)).find(part) != std::string::npos);
 }

@@ -974,7 +974,7 @@ TEST_CASE("the server's own answers") {
     CHECK(valueOf(upgradeRequired(), "Upgrade") == "websocket;");
     for (const int status : {400, 403, 405, 408, 426, 431, 500, 503}) {
         CAPTURE(status);
-        CHECK(statusText(status).size() > 6);
+        CHECK(statusWords(status).size() > 1);
     }
 }
 

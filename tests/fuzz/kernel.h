@@ -526,7 +526,7 @@ int __wrap_getsockname(int fd, sockaddr *address, socklen_t *) {
 int __wrap_accept4(int fd, sockaddr *address, socklen_t *size, int) {
     return Kernel::current->accept(fd, address, size);
 }
-int __wrap_pipe2(int *ends, int) { return Kernel::current->pipe(ends); }
+int __wrap_pipe(int *ends) { return Kernel::current->pipe(ends); }
 int __wrap_shutdown(int fd, int) { return Kernel::current->shutdown(fd); }
 ssize_t __wrap_recv(int fd, void *bytes, std::size_t size, int) {
     return Kernel::current->receive(fd, static_cast<char *>(bytes), size);
