@@ -239,6 +239,44 @@ TEST_CASE("Zero is accepted where it means no limit") {
     }
 }
 
+TEST_CASE("The largest values that listen() accepts do no harm") {
+    Server server([](Config &config) {
+        config.maxUsers = config.maxPending = std::numeric_limits<int>::max();
+        config.maxUsersPerAddress = config.maxMessagesPerSecond = config.maxUsers;
+        config.maxFragments = config.maxJsonValues = config.maxUsers;
+        config.maxJsonDepth = 1000;
+        const auto most = static_cast<std::size_t>(
+            std::min(1e15, static_cast<double>(std::numeric_limits<std::size_t>::max() / 2)));
+        config.maxRequestBytes = config.maxMessageBytes = config.maxQueuedBytes = most;
+        config.lowMarkBytes = std::numeric_limits<std::size_t>::max();
+        config.handshakeSeconds = config.pingSeconds = config.closeSeconds = 1e6;
+        config.shutdownSeconds = config.tickSeconds = 1e6;
+    });
+    server.onProcess = [&](User &user, WSMessage &msg) {
+        CHECK(msg.isJson());
+        server.sendToUser(user, msg);
+    };
+    Peer peer(server);
+    peer.send(frame(kText, "[1,", 0) + frame(kPing, "a") + frame(kContinuation, "{}]"));
+    CHECK(peer.hear() == "pong a");
+    CHECK(peer.next().value().payload == "[1,{}]");
+    peer.send(header(kFin | kBinary, server.config().maxMessageBytes / 2) + "x");
+    Client page(server);
+    page.send("GET / HTTP/1.1\r\nHost: a\r\n\r\n");
+    CHECK(page.status() == 426);
+    CHECK(server.turn(std::chrono::milliseconds::zero()));
+    server.post([] {});
+    CHECK(server.turn(std::chrono::milliseconds::max()));
+    server.post([] {});
+    CHECK(server.turn(std::chrono::milliseconds::min()));
+    server.shutdown();
+    server.turn(0ms);
+    peer.send(closeFrame(1001));
+    peer.close();
+    server.takeLastTurns();
+    CHECK(server.hooks.back() == "postShutdown");
+}
+
 // ----------------------------------------------------------------------------
 // Where the server listens
 // ----------------------------------------------------------------------------

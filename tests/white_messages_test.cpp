@@ -572,6 +572,25 @@ TEST_CASE("the memory of the last message serves for the next one") {
     }
 }
 
+TEST_CASE("an unfinished message takes no more than twice the limit, however it is fragmented") {
+    for (const std::size_t size : {1'000U, 70'000U, 180'000U}) {
+        CAPTURE(size);
+        MessageReader reader;
+        Found found;
+        long held = 0;
+        Heap::reset();
+        std::string wire = beginBinary(std::string(size, 'b'));
+        for (std::size_t all = size; all + size <= 1'000'000; all += size) {
+            static_cast<void>(readAll(reader, wire, found));
+            std::string().swap(wire);
+            held = std::max(held, Heap::held());
+            wire = more(std::string(size, 'b'));
+        }
+        CHECK(held <= 2 * 1'000'000 + kString);
+        CHECK_FALSE(reader.idle());
+    }
+}
+
 TEST_CASE("a small message does not keep the memory of a large one") {
     struct Row {
         std::string label;

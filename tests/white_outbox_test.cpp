@@ -326,6 +326,28 @@ TEST_CASE("a queue takes hardly more memory than its bytes") {
     }
 }
 
+TEST_CASE("a queue takes less than twice its bytes, received payloads with their slack included") {
+    for (const std::size_t size : {std::size_t{4096}, std::size_t{5000}, std::size_t{70'000}}) {
+        for (const std::size_t small : {std::size_t{0}, std::size_t{20}, std::size_t{3000}}) {
+            CAPTURE(size);
+            CAPTURE(small);
+            const std::string bytes(small, 'x');
+            Outbox outbox;
+            Heap::reset();
+            while (outbox.size() < 1'000'000) {
+                const Payload payload = shared({});
+                payload->reserve(size + size / 2);  // as much as MessageReader leaves
+                payload->resize(size);
+                outbox.append("header", "");
+                outbox.append(payload);
+                if (small > 0) outbox.append("header", bytes);
+            }
+            const auto held = static_cast<std::size_t>(Heap::held());
+            CHECK(held < 2 * outbox.size() + kPiece);
+        }
+    }
+}
+
 TEST_CASE("random use, compared with a string") {
     Chance chance;
     Outbox outbox;
