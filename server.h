@@ -16,12 +16,15 @@
 #ifndef WS_SERVER_H
 #define WS_SERVER_H
 
-#if __has_include(<json/json.h>)
+// A file that does not exist stops the compiler at once, with a sentence; after #error it goes on.
+#if __cplusplus < 201703L
+#include "This server needs C++17: compile with -std=c++17 or later"
+#elif __has_include(<json/json.h>)
 #include <json/json.h>
 #elif __has_include(<jsoncpp/json/json.h>)  // where Debian and its kin put it
 #include <jsoncpp/json/json.h>
 #else
-#error "jsoncpp's headers are not installed: try 'make deps', or see its README"
+#include "This server needs jsoncpp: install libjsoncpp-dev (Debian) or jsoncpp-devel (Fedora)"
 #endif
 
 #include <chrono>

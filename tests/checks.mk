@@ -56,6 +56,11 @@ dropin-check:  ## Compiles the README's example with nothing but the four files
 	    $$cxx -std=c++17 mine.cpp server.cpp -ljsoncpp; \
 	done
 
+lint: setup-check
+setup-check: | deps-lint  ## Checks that a missing C++17 or jsoncpp is told in one sentence
+	$(call say,setup-check)tests/setup
+
+.PHONY: setup-check
 install-check: $(library) | deps-install  ## Installs, uses and uninstalls the library
 	@$(in_scratch); cp examples/readme.cpp "$$dir/mine.cpp"; \
 	$(MAKE) --no-print-directory install DESTDIR= PREFIX="$$dir/prefix"; \
