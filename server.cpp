@@ -1921,8 +1921,6 @@ WSMessage::WSMessage(std::string text) : body_(std::make_shared<Body>()) {
     if (!isUtf8(text)) throw std::invalid_argument("WSMessage: the text is not valid UTF-8");
     *body_->payload = std::move(text);
 }
-WSMessage::WSMessage(std::string_view text) : WSMessage(std::string(text)) {}
-WSMessage::WSMessage(const char *text) : WSMessage(std::string(text == nullptr ? "" : text)) {}
 WSMessage::WSMessage(const Json::Value &json) : WSMessage(writeJson(json)) {}
 
 WSMessage WSMessage::binary(std::string bytes) {
@@ -1947,16 +1945,12 @@ const Json::Value &WSMessage::json() const {
     return isJson() ? *body_->json : none;
 }
 
-WSRequest::WSRequest(std::string head, std::string address)
-    : head_(std::move(head)), address_(std::move(address)) {}
-
 std::string WSRequest::method() const { return std::string(parsed(head_).method); }
 std::string WSRequest::path() const { return std::string(parsed(head_).path); }
 std::string WSRequest::query() const { return std::string(parsed(head_).query); }
 
 std::string WSRequest::parameter(std::string_view name) const {
-    const RequestHead head = parsed(head_);
-    for (const std::string_view pair : splitList(head.query, '&')) {
+    for (const std::string_view pair : splitList(parsed(head_).query, '&')) {
         const std::size_t equals = std::min(pair.find('='), pair.size());
         if (decodePercent(pair.substr(0, equals)) != name) continue;
         return decodePercent(pair.substr(std::min(equals + 1, pair.size())));
@@ -1981,11 +1975,9 @@ std::vector<std::pair<std::string, std::string>> WSRequest::headers() const {
 std::string WSRequest::cookie(std::string_view name) const {
     for (const Field &field : parsed(head_).fields) {
         if (!sameIgnoringCase(field.name, "Cookie")) continue;
-        for (const std::string_view pair : splitList(field.value, ';')) {
-            const std::size_t equals = pair.find('=');
-            if (equals != std::string_view::npos && pair.substr(0, equals) == name)
-                return std::string(pair.substr(equals + 1));
-        }
+        for (const std::string_view pair : splitList(field.value, ';'))
+            if (pair.find('=') == name.size() && pair.substr(0, name.size()) == name)
+                return std::string(pair.substr(name.size() + 1));
     }
     return {};
 }

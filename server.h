@@ -54,8 +54,8 @@ class WSMessage {
   public:
     // Text. Throws std::invalid_argument if it is not UTF-8: browsers would drop the connection.
     WSMessage(std::string text = {});
-    WSMessage(std::string_view text);
-    WSMessage(const char *text);
+    WSMessage(std::string_view text) : WSMessage(std::string(text)) {}
+    WSMessage(const char *text) : WSMessage(std::string(text == nullptr ? "" : text)) {}
     WSMessage(std::nullptr_t) = delete;
 
     // Text, the compact JSON of `json`. Throws std::invalid_argument if a string in it is not valid
