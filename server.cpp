@@ -156,6 +156,7 @@ bool isToken(std::string_view text);
 bool sameIgnoringCase(std::string_view a, std::string_view b);
 std::size_t countFields(const RequestHead &head, std::string_view name);
 std::string fieldValue(const RequestHead &head, std::string_view name);
+bool isDigit(char c);
 std::vector<std::string_view> splitList(std::string_view list, char separator);
 std::string decodePercent(std::string_view text);
 
@@ -1859,44 +1860,41 @@ std::string writeJson(const Json::Value &json) {
     return text.str();
 }
 
-// The size of an escape: 2, 12 for a surrogate pair ("\ud83d\ude00"), 0 for half of one.
-std::size_t escapeSize(std::string_view text) {
-    const auto isSurrogate = [&](std::size_t at, std::string_view thirdDigits) {
-        const std::string_view escape = text.substr(std::min(at, text.size()), 4);
-        return escape.size() == 4 && escape[0] == '\\' && escape[1] == 'u' &&
-               (escape[2] == 'd' || escape[2] == 'D') &&
-               thirdDigits.find(escape[3]) != thirdDigits.npos;
-    };
-    if (isSurrogate(0, "cdefCDEF")) return 0;
-    if (!isSurrogate(0, "89abAB")) return 2;
-    return isSurrogate(6, "cdefCDEF") ? 12 : 0;
-}
-
 // Whether a text is nested no deeper than `maxDepth`, has no more than `maxValues` values (counted:
-// one, one per array or object, one per comma), and has no comments or raw control characters,
-// which jsoncpp accepts against RFC 8259, nor half surrogate pairs, which are not UTF-8 (8.2).
-bool isWithinLimits(std::string_view text, int maxDepth, int maxValues) {
+// one, one per array or object, one per comma), and nothing that jsoncpp accepts against RFC 8259:
+// comments, raw control characters, half surrogate pairs (8.2), numbers like -, +1, 01 and 1. (6).
+bool isWithinLimits(const std::string &text, int maxDepth, int maxValues) {
     int depth = 0, values = 1;
-    bool inString = false;
+    bool inString = false, inNumber = false;
+    std::size_t secondHalf = text.npos;  // where the escape of one must be
     for (std::size_t i = 0; i < text.size(); ++i) {
-        const char c = text[i];
-        const bool isSpace = c == '\t' || c == '\n' || c == '\r';
-        if (c >= 0 && c < ' ' && (inString || !isSpace)) return false;
+        const char c = text[i], next = text[i + 1];  // behind the last one: NUL
         if (c == '"') {
             inString = !inString;
         } else if (inString) {
+            if (c >= 0 && c < ' ') return false;
             if (c != '\\') continue;
-            const std::size_t size = escapeSize(text.substr(i));
-            if (size == 0) return false;
-            i += size - 1;
+            const bool isHalf = next == 'u' && (text[i + 2] == 'd' || text[i + 2] == 'D');
+            const bool isSecond = isHalf && std::strchr("cdefCDEF", text[i + 3]) != nullptr;
+            if (isSecond != (i == secondHalf)) return false;
+            if (isHalf && std::strchr("89abAB", text[i + 3]) != nullptr) secondHalf = i + 6;
+            ++i;
         } else {
-            const bool opens = c == '[' || c == '{';
-            depth += opens - (c == ']' || c == '}');
-            values += opens || c == ',';
-            if (c == '/' || depth > maxDepth || values > maxValues) return false;
+            if ((c == '-' || c == '.') && !isDigit(next)) return false;
+            if (!inNumber && (c == '+' || (c == '0' && isDigit(next)))) return false;
+            inNumber = isDigit(c) || (inNumber && std::strchr(".eE+-", c) != nullptr);
+            depth += (c == '[' || c == '{') - (c == ']' || c == '}');
+            values += c == '[' || c == '{' || c == ',';
+            if (c == '/' || c == '\0' || depth > maxDepth || values > maxValues) return false;
         }
     }
     return true;
+}
+
+// Whether numbers are what was sent: from 1.9.6 on, jsoncpp reads 1e999 as infinity.
+bool isExact(const Json::Value &json) {
+    if (json.type() != Json::realValue) return std::all_of(json.begin(), json.end(), isExact);
+    return std::isfinite(json.asDouble());
 }
 
 // Strict JSON: one array or object and nothing else. Null for anything else.
@@ -1905,7 +1903,7 @@ std::unique_ptr<Json::Value> parseJson(const std::string &text, int maxDepth, in
     const bool fine =
         isWithinLimits(text, maxDepth, maxValues) &&
         jsonTools.reader->parse(text.data(), text.data() + text.size(), json.get(), nullptr);
-    return fine && (json->isObject() || json->isArray()) ? std::move(json) : nullptr;
+    return fine && isExact(*json) ? std::move(json) : nullptr;
 }
 
 // The parsed head; an empty one if the text is malformed.

@@ -112,6 +112,9 @@ TEST_CASE("texts that are JSON, and others") {
         {"a NUL in front", "\0[1]"s, false},
         {"a byte order mark in front", "\xEF\xBB\xBF[1]", false},
         {"a form feed in front", "\f[1]", false},
+        {"a form feed inside", "[\f1]", false},
+        {"a form feed behind it", "[1]\f", false},
+        {"a NUL inside", "[\0]"s, false},
         {"an array that is not closed", "[1", false},
         {"an array that is closed by a brace", "[1}", false},
         {"a trailing comma in an array", "[1,]", false},
@@ -153,6 +156,14 @@ TEST_CASE("texts that are JSON, and others") {
         {"the second half, alone, in capitals", "[\"\\uDC00\"]", false},
         {"the second half, alone, in a key", "{\"\\udc00\":1}", false},
         {"the halves in the wrong order", "[\"\\ude00\\ud83d\"]", false},
+        {"two pairs", "[\"\\ud83d\\ude00\\uD83D\\uDE01\"]", true},
+        {"a pair, then a second half", "[\"\\ud83d\\ude00\\ude00\"]", false},
+        {"the last escape below the halves", "[\"\\ud7ff\"]", true},
+        {"the halves in two strings", "[\"\\ud83d\",\"\\ude00\"]", false},
+        {"a first half whose string ends", "[\"\\ud83d\"", false},
+        {"an escape that is cut", "[\"\\ud8", false},
+        {"an escape that is cut behind u", "[\"\\u", false},
+        {"an escape that is cut behind the backslash", "[\"\\", false},
         {"a line break in a string (RFC 8259 7)", "[\"a\nb\"]", false},
         {"a tab in a string (RFC 8259 7)", "[\"a\tb\"]", false},
         {"a NUL in a string (RFC 8259 7)", "[\"a\0b\"]"s, false},
@@ -171,14 +182,82 @@ TEST_CASE("texts that are JSON, and others") {
     }
 }
 
-TEST_CASE("all numbers of RFC 8259 6 are read") {
-    for (const std::string number :
-         {"0", "-0", "7", "-10", "0.5", "10.25", "-0.0", "1e3", "1E3", "1e+3", "1e-3", "0e0",
-          "12.5e10", "123456789012345678901", "1e308"}) {
+TEST_CASE("numbers as RFC 8259 6 has them are read as what they are") {
+    struct Row {
+        std::string number;
+        double value;
+    };
+    const Row rows[] = {
+        {"0", 0},
+        {"-0", 0},
+        {"7", 7},
+        {"-10", -10},
+        {"100", 100},
+        {"0.5", 0.5},
+        {"-0.5", -0.5},
+        {"10.25", 10.25},
+        {"100.001", 100.001},
+        {"-0.0", 0},
+        {"1e3", 1000},
+        {"1E3", 1000},
+        {"1e+3", 1000},
+        {"1e-3", 0.001},
+        {"1e05", 1e5},
+        {"1e-05", 1e-5},
+        {"-1.5e+005", -1.5e5},
+        {"0e0", 0},
+        {"0E-01", 0},
+        {"12.5e10", 12.5e10},
+        {"0.1000000000000000055511151231257827", 0.1},
+        {"9223372036854775807", 9223372036854775807.0},
+        {"-9223372036854775808", -9223372036854775808.0},
+        {"18446744073709551615", 18446744073709551615.0},
+        {"18446744073709551616", 18446744073709551616.0},  // above 64 bits, a double
+        {"-9223372036854775809", -9223372036854775808.0},
+        {"123456789012345678901", 123456789012345678901.0},
+        {"1e308", 1e308},
+        {"1.7976931348623157e308", std::numeric_limits<double>::max()},
+        {"2.2250738585072014e-308", std::numeric_limits<double>::min()},
+    };
+    for (const Row &row : rows) {
+        CAPTURE(row.number);
+        const WSMessage array("[" + row.number + "]"), object("{\"a\":" + row.number + "}"),
+            second("[1, " + row.number + " ]");
+        CHECK(array.isJson());
+        CHECK(array.json()[0].asDouble() == row.value);
+        CHECK(object.json()["a"].asDouble() == row.value);
+        CHECK(second.json()[1].asDouble() == row.value);
+    }
+    // Integers of 64 bits keep each digit; a value too small for a double is rounded, if it is read.
+    CHECK(WSMessage("[18446744073709551615]").json()[0].asUInt64() == 18446744073709551615U);
+    CHECK(WSMessage("[-9223372036854775807]").json()[0].asInt64() == -9223372036854775807);
+    const WSMessage small("[1e-999]");
+    CHECK((!small.isJson() || small.json()[0].asDouble() == 0));
+}
+
+TEST_CASE("other numbers are not JSON, in whatever place, though jsoncpp may read them") {
+    const std::string nines(400, '9');
+    const std::string rows[] = {
+        // clang-format off
+        "-", "+", "+1", "+0.5", "--1", "- 1", "1-", "1-1", "1+1",
+        "01", "00", "-01", "-00.5", "01e5", "000",
+        ".", ".5", "-.5", "1.", "-1.", "1.e5", "1..5", "1.5.5", "1.-5",
+        "e5", "-e5", "1e", "1e+", "1e5.5", "1e5e5",
+        "0x10", "1f", "1_000", "1 000", "1,000",
+        "Infinity", "-Infinity", "+Infinity", "inf", "-NaN", "nan",
+        // too large for a double, which would be infinite
+        "1e309", "-1e309", "1e999", "-1.5E+999", "1e99999999999999999999", "1.7976931348623159e308",
+        nines, '-' + nines, nines + ".5",
+        // clang-format on
+    };
+    for (const std::string &number : rows) {
         CAPTURE(number);
-        CHECK(WSMessage("[" + number + "]").isJson());
-        CHECK(WSMessage("{\"a\":" + number + "}").isJson());
-        CHECK(WSMessage("[ " + number + " ,1]").isJson());
+        CHECK_FALSE(WSMessage('[' + number + ']').isJson());
+        CHECK_FALSE(WSMessage("[1, " + number + " ]").isJson());
+        CHECK_FALSE(WSMessage('[' + number + ",1]").isJson());
+        CHECK_FALSE(WSMessage("{\"a\":" + number + '}').isJson());
+        CHECK_FALSE(WSMessage("{\"a\":[[],{\"b\":" + number + "}]}").isJson());
+        CHECK(WSMessage("[\"" + number + "\"]").isJson());  // as a string
     }
 }
 
@@ -192,6 +271,8 @@ TEST_CASE("JSON keeps its values") {
     CHECK(json["a"][3].asInt64() == 9007199254740993);
     CHECK(json.isMember("b"));
 }
+
+// --- limits ---
 
 TEST_CASE("JSON may be nested 1000 levels deep, and no text crashes the parser") {
     const int most = kMaxJsonDepth;
