@@ -62,6 +62,7 @@
 #include <cstring>
 #include <ctime>
 #include <limits>
+#include <locale>
 #include <mutex>
 #include <new>
 #include <optional>
@@ -270,7 +271,8 @@ void growTo(std::vector<Element> &elements, std::size_t size) {
     if (elements.capacity() < size) elements.reserve(2 * size);
 }
 
-constexpr int kMaxJsonDepth = 1000;  // jsoncpp recurses for each level
+constexpr int kMaxJsonDepth = 1000;              // jsoncpp recurses for each level
+thread_local const char *jsonTrouble = nullptr;  // to be logged: see JsonTools
 }  // namespace
 
 struct WSConnection {
@@ -834,6 +836,7 @@ struct WSLoop {
             ++stats_.messagesReceived;
             server_.callProcess(*c.user, msg);
         });
+        if (jsonTrouble != nullptr) log(WSLevel::error, std::exchange(jsonTrouble, nullptr));
         body_ = std::move(msg.body_);
         if (body_.use_count() == 1) body_->json.reset();  // it can be large
     }
@@ -1832,12 +1835,14 @@ void WSBaseServer::console(WSLevel level, std::string_view text) {
 // === 8. What hooks are given =====================================================================
 namespace {
 
-// jsoncpp's reader and writer: making them takes ten times as long as using them.
+// jsoncpp's strict reader, and its writer, compact and with UTF-8 as it is: making them takes ten
+// times as long as using them. Before 1.9.7, it reads fractions as the global locale has them.
 struct JsonTools {
     std::unique_ptr<Json::CharReader> reader;
     std::unique_ptr<Json::StreamWriter> writer;
+    std::locale locale;  // the global one
+    bool readsFractions = false;
 
-    // The reader is strict. The writer is compact, and leaves UTF-8 as it is.
     JsonTools() {
         Json::CharReaderBuilder readers;
         Json::CharReaderBuilder::strictMode(&readers.settings_);
@@ -1848,6 +1853,14 @@ struct JsonTools {
         writers["indentation"] = "";
         writers["emitUTF8"] = true;
         writer.reset(writers.newStreamWriter());
+        const std::string_view test = "[1.5]";
+        Json::Value json;
+        reader->parse(test.data(), test.data() + test.size(), &json, nullptr);
+        readsFractions = json.isArray() && json[0] == 1.5;
+        if (!readsFractions)
+            jsonTrouble =
+                "JSON with fractions is not read: use jsoncpp 1.9.7, or call std::locale::global("
+                "std::locale(std::locale(), std::locale::classic(), std::locale::numeric))";
     }
 };
 thread_local JsonTools jsonTools;
@@ -1894,11 +1907,12 @@ bool isWithinLimits(const std::string &text, int maxDepth, int maxValues) {
 // Whether numbers are what was sent: from 1.9.6 on, jsoncpp reads 1e999 as infinity.
 bool isExact(const Json::Value &json) {
     if (json.type() != Json::realValue) return std::all_of(json.begin(), json.end(), isExact);
-    return std::isfinite(json.asDouble());
+    return jsonTools.readsFractions && std::isfinite(json.asDouble());
 }
 
 // Strict JSON: one array or object and nothing else. Null for anything else.
 std::unique_ptr<Json::Value> parseJson(const std::string &text, int maxDepth, int maxValues) {
+    if (jsonTools.locale != std::locale()) jsonTools = JsonTools();
     auto json = std::make_unique<Json::Value>();
     const bool fine =
         isWithinLimits(text, maxDepth, maxValues) &&

@@ -5,6 +5,7 @@
 
 #include "black.h"
 
+#include <locale>
 #include <thread>
 
 using namespace black;
@@ -128,4 +129,40 @@ TEST_CASE("With debug, the log reports a veto, the shutdown and the end of the s
     server.takeLastTurns();
     CHECK(server.printed("shutting down"));
     CHECK(server.printed("the server has stopped"));
+}
+
+TEST_CASE("A global locale that jsoncpp misreads numbers in is logged once, and text is served") {
+    struct Comma : std::numpunct<char> {
+        char do_decimal_point() const override { return ','; }
+    };
+    Server server;
+    std::vector<bool> isJson;
+    server.onProcess = [&](User &user, WSMessage &msg) {
+        isJson.push_back(msg.isJson());
+        server.sendToUser(user, msg.isJson() ? WSMessage(msg.json()) : msg);
+    };
+    const bool reads = JSONCPP_VERSION_HEXA >= 0x01090700;
+    Peer ada(server);
+    const auto say = [&] {
+        isJson.clear();
+        for (const char *text : {"[1.5]", "[ 1 ]", "[2.5]", "hello"}) ada.send(frame(kText, text));
+        return joined(ada.hearUntilPong());
+    };
+    CHECK(say() == "text [1.5], text [1], text [2.5], text hello");
+    CHECK(isJson == std::vector<bool>{true, true, true, false});
+
+    const std::locale before = std::locale::global(std::locale(std::locale(), new Comma));
+    CHECK(say() == "text [1.5], text [1], text [2.5], text hello");
+    CHECK(isJson == std::vector<bool>{reads, true, reads, false});
+    const auto complaints = [&] {
+        return std::count_if(server.lines.begin(), server.lines.end(),
+                             [](auto &line) { return has(line, "JSON with fractions"); });
+    };
+    CHECK(complaints() == (reads ? 0 : 1));
+
+    std::locale::global(before);
+    CHECK(say() == "text [1.5], text [1], text [2.5], text hello");
+    CHECK(isJson == std::vector<bool>{true, true, true, false});
+    CHECK(complaints() == (reads ? 0 : 1));
+    CHECK(server.userCount() == 1);
 }

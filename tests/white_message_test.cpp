@@ -272,6 +272,107 @@ TEST_CASE("JSON keeps its values") {
     CHECK(json.isMember("b"));
 }
 
+// --- locales ---
+
+namespace {
+
+// The global C++ locale with another decimal point, as in "1.234,5", for as long as this lives.
+class DecimalPoint {
+  public:
+    DecimalPoint(char point, char separator, const char *grouping)
+        : before_(std::locale::global(
+              std::locale(std::locale(), new Punctuation(point, separator, grouping)))) {}
+    ~DecimalPoint() { std::locale::global(before_); }
+    DecimalPoint(const DecimalPoint &) = delete;
+    DecimalPoint &operator=(const DecimalPoint &) = delete;
+
+  private:
+    class Punctuation : public std::numpunct<char> {
+      public:
+        Punctuation(char point, char separator, const char *grouping)
+            : point_(point), separator_(separator), grouping_(grouping) {}
+
+      protected:
+        char do_decimal_point() const override { return point_; }
+        char do_thousands_sep() const override { return separator_; }
+        std::string do_grouping() const override { return grouping_; }
+
+      private:
+        char point_, separator_;
+        std::string grouping_;
+    };
+    std::locale before_;
+};
+
+struct Punctuated {
+    std::string label;
+    char point, separator;
+    const char *grouping;
+};
+const Punctuated kPunctuated[] = {{"as in French, Polish, Swedish", ',', ' ', "\3"},
+                                  {"as in German, Spanish, Turkish", ',', '.', "\3"},
+                                  {"as in Portugal", ',', '.', ""},
+                                  {"as in English", '.', ',', "\3"},
+                                  {"as nowhere", '5', '1', "\1"}};
+
+// jsoncpp from 1.9.7 on reads numbers in the same way under every locale.
+bool isRead(const Punctuated &row) {
+    return JSONCPP_VERSION_HEXA >= 0x01090700 || row.point == '.';
+}
+
+}  // namespace
+
+TEST_CASE("under no global locale is a number misread") {
+    for (const Punctuated &row : kPunctuated) {
+        INFO(row.label);
+        const bool read = isRead(row);
+        {
+            const DecimalPoint point(row.point, row.separator, row.grouping);
+            for (const std::string number : {"1.5", "1.500", "-0.25", "1234567.5", "1e3", "1.5e3",
+                                             "123456789012345678901234567890"}) {
+                CAPTURE(number);
+                const WSMessage msg("{\"a\":1,\"b\":[" + number + "]}");
+                CHECK(msg.isJson() == read);
+                if (read) CHECK(msg.json()["b"][0].asDouble() == std::stod(number));
+            }
+            const WSMessage whole("[1234567, -10, \"1.5\"]");
+            CHECK(whole.isJson());
+            CHECK(whole.json()[0].asInt() == 1234567);
+            CHECK(whole.json()[1].asInt() == -10);
+            CHECK(whole.json()[2].asString() == "1.5");
+        }
+        CHECK(WSMessage("[1.5]").json()[0].asDouble() == 1.5);
+    }
+}
+
+TEST_CASE("a global locale that jsoncpp misreads numbers in gives one line for the log") {
+    for (const Punctuated &row : kPunctuated) {
+        INFO(row.label);
+        const bool read = isRead(row);
+        jsonTrouble = nullptr;
+        {
+            const DecimalPoint point(row.point, row.separator, row.grouping);
+            CHECK(WSMessage("[1]").isJson());
+            const char *const trouble = std::exchange(jsonTrouble, nullptr);
+            CHECK((trouble == nullptr) == read);
+            if (!read)
+                CHECK(std::string(trouble).find("std::locale::numeric") != std::string::npos);
+            CHECK(WSMessage("[1.5]").isJson() == read);
+            CHECK_FALSE(WSMessage("garbage").isJson());
+            CHECK(jsonTrouble == nullptr);
+
+            // What that line recommends.
+            const std::locale before = std::locale::global(
+                std::locale(std::locale(), std::locale::classic(), std::locale::numeric));
+            CHECK(WSMessage("[1.5]").json()[0].asDouble() == 1.5);
+            CHECK(jsonTrouble == nullptr);
+            std::locale::global(before);
+        }
+        CHECK(WSMessage("[1.5]").json()[0].asDouble() == 1.5);
+        CHECK(jsonTrouble == nullptr);
+    }
+}
+
 // --- limits ---
 
 TEST_CASE("JSON may be nested 1000 levels deep, and no text crashes the parser") {
