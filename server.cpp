@@ -1866,7 +1866,10 @@ struct JsonTools {
 thread_local JsonTools jsonTools;
 
 // Without exceptions, a stream that runs out of memory would end in the middle and not say so.
+// jsoncpp prints with the C locale's decimal point, and then corrects it only if it is a comma.
 std::string writeJson(const Json::Value &json) {
+    static const locale_t kPlain = ::newlocale(LC_ALL_MASK, "C", nullptr);
+    const std::shared_ptr<void> restored(::uselocale(kPlain), ::uselocale);
     std::ostringstream text;
     text.exceptions(std::ios::badbit);
     jsonTools.writer->write(json, &text);

@@ -5,6 +5,7 @@
 
 #include "white.h"
 
+#include <clocale>
 namespace {
 
 std::string repeated(const std::string &text, int times) {
@@ -371,6 +372,58 @@ TEST_CASE("a global locale that jsoncpp misreads numbers in gives one line for t
         CHECK(WSMessage("[1.5]").json()[0].asDouble() == 1.5);
         CHECK(jsonTrouble == nullptr);
     }
+}
+
+TEST_CASE("under no global locale is a number miswritten") {
+    Json::Value json(Json::arrayValue);
+    for (const double number : {1.5, -0.25, 1234567.5, 1e100}) json.append(number);
+    json.append(1234567);
+    json.append(Json::UInt64(18446744073709551615U));
+    json.append(Json::Int64(-9223372036854775807));
+    const std::string text =
+        "[1.5,-0.25,1234567.5,1e+100,1234567,18446744073709551615,-9223372036854775807]";
+    CHECK(WSMessage(json).payload() == text);
+    for (const Punctuated &row : kPunctuated) {
+        INFO(row.label);
+        const DecimalPoint point(row.point, row.separator, row.grouping);
+        CHECK(WSMessage(json).payload() == text);
+    }
+    // Locales of C, where they are installed. That of Pashto has a point of two bytes.
+    const std::string before = std::setlocale(LC_ALL, nullptr);
+    for (const char *name : {"de_DE.UTF-8", "fr_FR.UTF-8", "ps_AF.UTF-8"}) {
+        CAPTURE(std::string(name));
+        if (std::setlocale(LC_ALL, name) == nullptr) continue;
+        CHECK(WSMessage(json).payload() == text);
+        CHECK(WSMessage(text).json() == json);
+    }
+    std::setlocale(LC_ALL, before.c_str());
+}
+
+TEST_CASE("jsoncpp writes under the plain locale, and the thread's own one is restored") {
+    struct Spy : Json::StreamWriter {
+        Spy(locale_t &seen, bool throws) : seen_(seen), throws_(throws) {}
+        int write(const Json::Value &, std::ostream *text) override {
+            seen_ = ::uselocale(nullptr);
+            if (throws_) throw std::bad_alloc();
+            *text << "1";
+            return 0;
+        }
+
+      private:
+        locale_t &seen_;
+        bool throws_;
+    };
+    REQUIRE(::uselocale(nullptr) == LC_GLOBAL_LOCALE);
+    auto writer = std::move(jsonTools.writer);
+    for (const bool throws : {false, true}) {
+        locale_t seen = LC_GLOBAL_LOCALE;
+        jsonTools.writer = std::make_unique<Spy>(seen, throws);
+        if (throws) CHECK_THROWS_AS(writeJson(1), std::bad_alloc);
+        else CHECK(writeJson(1) == "1");
+        CHECK(seen != LC_GLOBAL_LOCALE);
+        CHECK(::uselocale(nullptr) == LC_GLOBAL_LOCALE);
+    }
+    jsonTools.writer = std::move(writer);
 }
 
 // --- limits ---
