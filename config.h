@@ -107,7 +107,7 @@ struct WSBaseConfig {
     std::size_t lowMarkBytes = 64 * 1024;
 
     // Levels of arrays and objects in a received message, 1 to 1000; a deeper one is "not JSON".
-    // jsoncpp recurses for each level: raise it only as far as your stack allows.
+    // jsoncpp recurses, with up to 1 KiB of stack for each: 1000 overflow a thread's 256 KiB.
     int maxJsonDepth = 64;
 
     // Values in a received message, arrays and objects included, at least 1; one with more is "not

@@ -6,6 +6,10 @@
 #include "white.h"
 
 #include <clocale>
+#include <functional>
+
+#include <pthread.h>
+
 namespace {
 
 std::string repeated(const std::string &text, int times) {
@@ -451,6 +455,39 @@ TEST_CASE("JSON may be nested 1000 levels deep, and no text crashes the parser")
         const auto &shown = label;  // clang captures no structured binding
         INFO(shown);
         CHECK_FALSE(WSMessage(text).isJson());
+    }
+}
+
+namespace {
+
+void runOnStack(std::size_t size, const std::function<void()> &function) {
+    pthread_attr_t attributes;
+    REQUIRE(::pthread_attr_init(&attributes) == 0);
+    REQUIRE(::pthread_attr_setstacksize(&attributes, size) == 0);
+    const auto call = [](void *argument) -> void * {
+        (*static_cast<const std::function<void()> *>(argument))();
+        return nullptr;
+    };
+    pthread_t thread;
+    const auto argument = const_cast<std::function<void()> *>(&function);
+    REQUIRE(::pthread_create(&thread, &attributes, call, argument) == 0);
+    REQUIRE(::pthread_join(thread, nullptr) == 0);
+    REQUIRE(::pthread_attr_destroy(&attributes) == 0);
+}
+
+}  // namespace
+
+TEST_CASE("JSON takes no more than 1 KiB of stack for each level") {
+    const std::string deep[] = {nested(kMaxJsonDepth), repeated("{\"a\":", kMaxJsonDepth - 1) +
+                                                           "{}" + repeated("}", kMaxJsonDepth - 1)};
+    for (const std::string &text : deep) {
+        std::string written;
+        runOnStack(std::size_t{kMaxJsonDepth + 256} * 1024, [&] {
+            const WSMessage msg(text);
+            const Json::Value copy = msg.json();
+            written = WSMessage(copy).payload();
+        });
+        CHECK(written == text);
     }
 }
 
