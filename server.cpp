@@ -1876,33 +1876,36 @@ std::string writeJson(const Json::Value &json) {
     return text.str();
 }
 
+// Whether this cannot be part of a number (RFC 8259 6): jsoncpp also reads -, +1, 01 and 1.
+bool isMisplaced(char c, char next, bool inNumber) {
+    if (c == '-' || c == '.') return !isDigit(next);
+    return !inNumber && (c == '+' || (c == '0' && isDigit(next)));
+}
+
 // Whether a text is nested no deeper than `maxDepth`, has no more than `maxValues` values (counted:
-// one, one per array or object, one per comma), and nothing that jsoncpp accepts against RFC 8259:
-// comments, raw control characters, half surrogate pairs (8.2), numbers like -, +1, 01 and 1. (6).
+// one, one per array or object, one per comma), and nothing else that jsoncpp accepts against
+// RFC 8259: comments, raw control characters, half surrogate pairs, which are not UTF-8 (8.2).
 bool isWithinLimits(const std::string &text, int maxDepth, int maxValues) {
     int depth = 0, values = 1;
     bool inString = false, inNumber = false;
     std::size_t secondHalf = text.npos;  // where the escape of one must be
     for (std::size_t i = 0; i < text.size(); ++i) {
         const char c = text[i], next = text[i + 1];  // behind the last one: NUL
-        if (c == '"') {
-            inString = !inString;
-        } else if (inString) {
-            if (c >= 0 && c < ' ') return false;
-            if (c != '\\') continue;
-            const bool isHalf = next == 'u' && (text[i + 2] == 'd' || text[i + 2] == 'D');
+        if (inString && c == '\\') {
+            const bool isHalf = sameIgnoringCase(std::string_view(text).substr(i, 3), "\\ud");
             const bool isSecond = isHalf && std::strchr("cdefCDEF", text[i + 3]) != nullptr;
             if (isSecond != (i == secondHalf)) return false;
             if (isHalf && std::strchr("89abAB", text[i + 3]) != nullptr) secondHalf = i + 6;
             ++i;
-        } else {
-            if ((c == '-' || c == '.') && !isDigit(next)) return false;
-            if (!inNumber && (c == '+' || (c == '0' && isDigit(next)))) return false;
-            inNumber = isDigit(c) || (inNumber && std::strchr(".eE+-", c) != nullptr);
-            depth += (c == '[' || c == '{') - (c == ']' || c == '}');
-            values += c == '[' || c == '{' || c == ',';
-            if (c == '/' || c == '\0' || depth > maxDepth || values > maxValues) return false;
         }
+        if (inString && static_cast<unsigned char>(c) < ' ') return false;
+        inString = inString != (c == '"');
+        if (inString) continue;
+        if (isMisplaced(c, next, inNumber)) return false;
+        inNumber = isDigit(c) || (inNumber && std::strchr(".eE+-", c) != nullptr);
+        depth += (c == '[') + (c == '{') - (c == ']') - (c == '}');
+        values += (c == '[') + (c == '{') + (c == ',');
+        if (c == '/' || c == '\0' || depth > maxDepth || values > maxValues) return false;
     }
     return true;
 }
