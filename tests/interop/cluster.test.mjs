@@ -9,13 +9,12 @@ import { execFile } from 'node:child_process';
 import { EventEmitter, once } from 'node:events';
 import { mkdtempSync, rmSync } from 'node:fs';
 import http from 'node:http';
-import net from 'node:net';
 import { tmpdir } from 'node:os';
 import path from 'node:path';
 import { after, afterEach, before, test } from 'node:test';
 import { promisify } from 'node:util';
 import WebSocket from 'ws';
-import { CLUSTER, start, startAndRead, stopAll } from './support.mjs';
+import { CLUSTER, freePort, start, startAndRead, stopAll } from './support.mjs';
 
 const CROWD = Number(process.env.CROWD ?? 240);  // clients
 const EACH_SAYS = 5;
@@ -27,15 +26,6 @@ const folder = mkdtempSync(path.join(tmpdir(), 'cluster-'));
 const redisPort = await freePort();
 const processes = [];
 let redis, haproxy;
-
-async function freePort() {
-  const server = net.createServer().listen(0, '127.0.0.1');
-  await once(server, 'listening');
-  const { port } = server.address();
-  server.close();
-  await once(server, 'close');
-  return port;
-}
 
 async function startRedis() {
   redis = await startAndRead(

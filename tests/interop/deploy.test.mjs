@@ -18,8 +18,9 @@ import { setTimeout as delay } from 'node:timers/promises';
 import { promisify } from 'node:util';
 import WebSocket from 'ws';
 import { allShown, joinAt, launchBrowser, say, shown, state } from './pages.mjs';
-import { CHAT, INTEROP_SERVER, MIB, PLACE, Program, assertSame, forEach, noise, start, stopAll }
-  from './support.mjs';
+import {
+  CHAT, INTEROP_SERVER, MIB, PLACE, Program, assertSame, forEach, freePort, noise, start, stopAll,
+} from './support.mjs';
 
 const run = promisify(execFile);
 const limit = { timeout: 60_000 };
@@ -112,14 +113,6 @@ const proxies = {
     keepsConnections: false,
   },
 };
-
-async function freePort() {
-  const probe = net.createServer().listen(0, '127.0.0.1');
-  await once(probe, 'listening');
-  const { port } = probe.address();
-  probe.close();
-  return port;
-}
 
 // Starts a proxy with its configuration from examples/deploy, and waits until it serves.
 async function startProxy(name, port, server, changes = []) {

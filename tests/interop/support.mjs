@@ -7,6 +7,7 @@ import assert from 'node:assert/strict';
 import { spawn } from 'node:child_process';
 import { once } from 'node:events';
 import { closeSync, openSync, rmSync } from 'node:fs';
+import net from 'node:net';
 import path from 'node:path';
 import readline from 'node:readline';
 import { test } from 'node:test';
@@ -101,6 +102,16 @@ export class Program {
     if (this.note) rmSync(this.note, { force: true });
     process.off('exit', this.killAtExit);
   }
+}
+
+// For programs that cannot choose a port by themselves.
+export async function freePort() {
+  const probe = net.createServer().listen(0, '127.0.0.1');
+  await once(probe, 'listening');
+  const { port } = probe.address();
+  probe.close();
+  await once(probe, 'close');
+  return port;
 }
 
 export async function within(seconds, promise, complaint) {
