@@ -11,6 +11,7 @@
 //     /request                        sends the request as JSON, as it was parsed
 //     /witness                        sends "ready", then JSON whenever a user leaves
 //     GET /page                       answers with an empty page, to give a browser an origin
+//     GET /page?no-store              the same, but no cache may keep it
 //
 // It prints "listening on port N" and stops on SIGINT or SIGTERM.
 
@@ -73,6 +74,8 @@ class InteropServer : public WebSocketServer<InteropUser, InteropConfig> {
         if (request.path() != "/page") return;
         response.status = 200;
         response.headers = {{"Content-Type", "text/html; charset=utf-8"}};
+        if (request.query() == "no-store")
+            response.headers.emplace_back("Cache-Control", "no-store");
         response.body = "<!doctype html><html lang=\"en\"><title>interop</title>";
     }
 
