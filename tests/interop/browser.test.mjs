@@ -7,7 +7,7 @@
 import assert from 'node:assert/strict';
 import path from 'node:path';
 import { after, before, test } from 'node:test';
-import { allShown, joinAt, launchBrowser, say, shown, state } from './pages.mjs';
+import { allShown, joinAt, launchBrowser, overflow, say, shown, state } from './pages.mjs';
 import {
   CHAT, INTEROP_SERVER, MIB, forEach, lightness, start, stopAll,
 } from './support.mjs';
@@ -296,6 +296,18 @@ test('text with HTML in it is shown as text', limit, async (t) => {
     assert.deepEqual(page.troubles, []);
   }
   assert.equal(await bob.locator('#messages .nick').first().textContent(), '<i>Ann</i>');
+});
+
+test('however many messages there are, only the log scrolls', limit, async (t) => {
+  const chat = await startChat(t);
+  const ann = await join(t, chat, 'Ann');
+  for (let i = 1; i <= 30; ++i) await say(ann, `${i}.`);
+  await shown(ann, '30.');
+  for (const size of [{ width: 1200, height: 800 }, { width: 360, height: 640 }]) {
+    await ann.setViewportSize(size);
+    assert.deepEqual(await overflow(ann), [0, 0]);
+    assert.ok(await ann.evaluate(() => log.scrollHeight > log.clientHeight));
+  }
 });
 
 test('when the server restarts, the pages reconnect and lose no message', limit, async (t) => {

@@ -47,4 +47,10 @@ export async function shown(page, text) {
   return found.first().textContent();
 }
 
+// How many pixels of the document are outside the window, across and down.
+export const overflow = (page) => page.evaluate(() => {
+  const { scrollWidth, scrollHeight } = document.documentElement;
+  return [scrollWidth - innerWidth, scrollHeight - innerHeight];
+});
+
 export const allShown = (page) => page.locator('#messages .message .text').allTextContents();
