@@ -5,6 +5,7 @@
 // chat, used as its users would.
 
 import assert from 'node:assert/strict';
+import { EventEmitter, once } from 'node:events';
 import path from 'node:path';
 import { after, before, test } from 'node:test';
 import { allShown, joinAt, launchBrowser, overflow, say, shown, state } from './pages.mjs';
@@ -327,6 +328,44 @@ test('when the server restarts, the pages reconnect and lose no message', limit,
   await shown(ann, 'after');
   for (const page of [ann, bob])
     assert.deepEqual(await allShown(page), ['before', 'while you were away', 'after']);
+});
+
+// Firefox delays an attempt by up to a minute when earlier ones have failed.
+test('an attempt to connect may take a minute, but a welcome only seconds', limit, async (t) => {
+  const ann = await join(t, await startChat(t), 'Ann');
+  const network = new EventEmitter();
+  let attempts = 0;
+  await ann.clock.install();
+  await ann.routeWebSocket(/chat$/, async (socket) => {
+    if (++attempts > 1) return socket.connectToServer();
+    socket.onMessage(() => network.emit('hello'));  // and no welcome
+    await once(network, 'is back');
+  });
+  await ann.reload();
+  await state(ann, 'connecting');
+  await ann.clock.runFor(60_000);
+  assert.equal(attempts, 1);
+  const hello = once(network, 'hello');
+  network.emit('is back');
+  await hello;
+  await ann.clock.runFor(10_000);
+  await state(ann, 'here');
+  assert.equal(attempts, 2);
+});
+
+test('the user can give up an attempt that hangs', limit, async (t) => {
+  const ann = await join(t, await startChat(t), 'Ann');
+  let attempts = 0;
+  await ann.routeWebSocket(/chat$/, (socket) => {
+    if (++attempts === 1) return socket.close({ code: 1011 });
+    if (attempts === 2) return new Promise(() => {});
+    socket.connectToServer();
+  });
+  await ann.reload();
+  await ann.getByText('Trying').waitFor();
+  await ann.click('#tryNow');
+  await state(ann, 'here');
+  assert.equal(attempts, 3);
 });
 
 test('a page of another origin cannot join a guarded chat', limit, async (t) => {
