@@ -8,7 +8,9 @@ import assert from 'node:assert/strict';
 import { EventEmitter, once } from 'node:events';
 import path from 'node:path';
 import { after, before, test } from 'node:test';
-import { allShown, joinAt, launchBrowser, overflow, say, shown, state } from './pages.mjs';
+import {
+  allShown, colourOf, joinAt, launchBrowser, overflow, say, shown, state,
+} from './pages.mjs';
 import {
   CHAT, INTEROP_SERVER, MIB, forEach, lightness, start, stopAll,
 } from './support.mjs';
@@ -328,6 +330,23 @@ test('when the server restarts, the pages reconnect and lose no message', limit,
   await shown(ann, 'after');
   for (const page of [ann, bob])
     assert.deepEqual(await allShown(page), ['before', 'while you were away', 'after']);
+});
+
+forEach('the chat says what became of a server that', [
+  ['has shut down', (server) => server.stop(), 'Server is away', 'The server has shut down.'],
+  ['was killed', (server) => server.kill(), 'Connection lost', 'when the connection is back'],
+], async (end, status, reason, t) => {
+  const chat = await start(CHAT, '--port', '0');
+  t.after(() => chat.kill());  // if the test fails before it ends
+  const ann = await join(t, chat, 'Ann');
+  const usual = await colourOf(ann, '#status');
+  let tries = 0;
+  const secondTry = ann.waitForEvent('websocket', () => ++tries === 2);
+  await end(chat);
+  await ann.locator('#lost', { hasText: reason }).waitFor();
+  await secondTry;  // to reconnect, which does not change what the page says
+  assert.equal(await ann.textContent('#status'), status);
+  assert.equal(await colourOf(ann, '#status') === usual, status === 'Server is away');
 });
 
 // Firefox delays an attempt by up to a minute when earlier ones have failed.

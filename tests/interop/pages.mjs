@@ -47,6 +47,9 @@ export async function shown(page, text) {
   return found.first().textContent();
 }
 
+export const colourOf = (page, selector) =>
+  page.locator(selector).evaluate((element) => getComputedStyle(element).color);
+
 // How many pixels of the document are outside the window, across and down.
 export const overflow = (page) => page.evaluate(() => {
   const { scrollWidth, scrollHeight } = document.documentElement;
