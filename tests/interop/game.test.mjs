@@ -5,11 +5,11 @@
 // described in the banner of examples/game.cpp.
 
 import assert from 'node:assert/strict';
-import { once } from 'node:events';
+import { EventEmitter, once } from 'node:events';
 import path from 'node:path';
 import { after, before, test } from 'node:test';
 import WebSocket from 'ws';
-import { launchBrowser } from './pages.mjs';
+import { colourOf, launchBrowser, overflow } from './pages.mjs';
 import { GAME, forEach, lightness, start, stopAll } from './support.mjs';
 
 const limit = { timeout: 40_000 };
@@ -310,11 +310,82 @@ test('when the server restarts, the page comes back to where it was', limit, asy
     Math.abs(x - 0.25) < 0.01 && Math.abs(y - 0.75) < 0.01));
 });
 
+forEach('the page says what became of a server that', [
+  ['has shut down', (server) => server.stop(), 'Server is away', 'The server has shut down.'],
+  ['was killed', (server) => server.kill(), 'Connection lost', 'when the connection is back'],
+], async (end, status, reason, t) => {
+  const own = await start(GAME, '0');
+  t.after(() => own.kill());  // if the test fails before it ends
+  const page = await openPage(t, own);
+  const usual = await colourOf(page, '#status');
+  let tries = 0;
+  const secondTry = page.waitForEvent('websocket', () => ++tries === 2);
+  await end(own);
+  await page.locator('#lost', { hasText: reason }).waitFor();
+  await secondTry;  // to reconnect, which does not change what the page says
+  assert.equal(await page.textContent('#status'), status);
+  assert.equal(await colourOf(page, '#status') === usual, status === 'Server is away');
+});
+
+// Firefox delays an attempt by up to a minute when earlier ones have failed.
+test('an attempt to connect may take a minute, but a pong only seconds', limit, async (t) => {
+  const page = await openPage(t, game);
+  const network = new EventEmitter();
+  let attempts = 0;
+  await page.clock.install();
+  await page.routeWebSocket(/game$/, async (socket) => {
+    if (++attempts > 1) return socket.connectToServer();
+    socket.onMessage(() => network.emit('join'));  // and no welcome
+    await once(network, 'is back');
+  });
+  await page.reload();
+  await state(page, 'connecting');
+  await page.clock.runFor(60_000);
+  assert.equal(attempts, 1);
+  const join = once(network, 'join');
+  network.emit('is back');
+  await join;
+  await page.clock.runFor(10_000);
+  await state(page, 'here');
+  assert.equal(attempts, 2);
+});
+
+test('a page that is disconnected after each welcome tries ever more rarely', limit, async (t) => {
+  const page = await openPage(t, game);
+  await page.routeWebSocket(/game$/, (socket) => {
+    const server = socket.connectToServer();
+    server.onMessage((data) => {
+      socket.send(data);
+      if (data[0] === PONG) socket.close({ code: 1011 });
+    });
+  });
+  await page.reload();
+  await page.evaluate(() => setInterval(() => {  // rather than to wait for each try
+    if (/ [1-7] s/.test(countdown.textContent)) tryNow.click();
+  }, 50));
+  await page.getByText(/Next try in ([89]|\d\d) s/).waitFor();
+});
+
+test('the user can give up an attempt that hangs', limit, async (t) => {
+  const page = await openPage(t, game);
+  let attempts = 0;
+  await page.routeWebSocket(/game$/, (socket) => {
+    if (++attempts === 1) return socket.close({ code: 1011 });
+    if (attempts === 2) return new Promise(() => {});
+    socket.connectToServer();
+  });
+  await page.reload();
+  await page.getByText('Trying').waitFor();
+  await page.click('#tryNow');
+  await state(page, 'here');
+  assert.equal(attempts, 3);
+});
+
 // --- pictures ---------------------------------------------------------------
 
 test('the game fits into a wide and a narrow window, light and dark', limit, async (t) => {
   const own = await startGame(t);
-  const sizes = { wide: { width: 1200, height: 800 }, narrow: { width: 390, height: 844 } };
+  const sizes = { wide: { width: 1200, height: 800 }, narrow: { width: 360, height: 740 } };
   const pages = {};
   for (const name in sizes) pages[name] = await openPage(t, own, { viewport: sizes[name] });
   const { wide, narrow } = pages;
@@ -332,8 +403,7 @@ test('the game fits into a wide and a narrow window, light and dark', limit, asy
       await page.emulateMedia({ colorScheme });
       const isLight = await page.evaluate(lightness) > 0.5;
       assert.equal(isLight, colorScheme === 'light', `${name} ${colorScheme}: wrong colours`);
-      const width = await page.evaluate(() => document.documentElement.scrollWidth);
-      assert.ok(width <= sizes[name].width, `${name} needs ${width} pixels`);
+      assert.deepEqual(await overflow(page), [0, 0]);
       const { width: across, height: down } = await page.locator('#board').boundingBox();
       assert.equal(across, down);
       const file = path.join(process.env.SCREENSHOTS ?? '.', `game-${name}-${colorScheme}.png`);
