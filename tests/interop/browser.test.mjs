@@ -301,6 +301,42 @@ test('text with HTML in it is shown as text', limit, async (t) => {
   assert.equal(await bob.locator('#messages .nick').first().textContent(), '<i>Ann</i>');
 });
 
+test('each line of a text is aligned as its script runs', limit, async (t) => {
+  const chat = await startChat(t);
+  const ann = await join(t, chat, 'Ann'), bob = await join(t, chat, 'Bob');
+  const lines = ['שלום', 'hello', 'the longest line of all, by far', '12, مرحبا', 'bye', 'ש'];
+  await ann.fill('#text', lines.join('\n'));
+  const { direction, unicodeBidi } = await ann.evaluate(() => getComputedStyle(text));
+  assert.deepEqual([direction, unicodeBidi], ['rtl', 'plaintext']);
+  await ann.press('#text', 'Enter');
+  for (const page of [ann, bob]) {
+    await shown(page, 'by far');
+    const sides = await page.evaluate(sidesOfLines);
+    assert.deepEqual(sides, ['right', 'left', 'both', 'right', 'left', 'right']);
+  }
+});
+
+// Runs in the page: which sides of its bubble each line of the first text touches.
+function sidesOfLines() {
+  const bubble = document.querySelector('#messages .bubble');
+  const { paddingLeft, borderLeftWidth } = getComputedStyle(bubble);
+  const { left, right } = bubble.getBoundingClientRect();
+  const edge = parseFloat(paddingLeft) + parseFloat(borderLeftWidth) + 1;
+  const range = new Range();
+  range.selectNodeContents(bubble.querySelector('.text'));
+  const lines = {};  // by their place
+  for (const box of range.getClientRects()) {
+    if (box.width === 0) continue;  // the end of a line
+    const line = lines[box.bottom.toFixed()] ??= { left: Infinity, right: 0 };
+    line.left = Math.min(line.left, box.left);
+    line.right = Math.max(line.right, box.right);
+  }
+  return Object.values(lines).map((line) => {
+    const touches = { left: line.left < left + edge, right: line.right > right - edge };
+    return touches.left && touches.right ? 'both' : Object.keys(touches).find((side) => touches[side]);
+  });
+}
+
 test('however many messages there are, only the log scrolls', limit, async (t) => {
   const chat = await startChat(t);
   const ann = await join(t, chat, 'Ann');
