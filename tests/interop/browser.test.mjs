@@ -340,8 +340,14 @@ function sidesOfLines() {
 test('however many messages there are, only the log scrolls', limit, async (t) => {
   const chat = await startChat(t);
   const ann = await join(t, chat, 'Ann');
-  for (let i = 1; i <= 30; ++i) await say(ann, `${i}.`);
-  await shown(ann, '30.');
+  await page.evaluate(async (url) => {
+    for (const nick of ['Bob', 'Cleo']) {  // each says as much as one user may at once
+      const socket = await connect(url);
+      socket.send(JSON.stringify({ type: 'hello', nick }));
+      for (let i = 0; i < 15; ++i) socket.send(JSON.stringify({ type: 'say', text: `${nick} ${i}` }));
+    }
+  }, chat.url('/chat'));
+  await shown(ann, 'Cleo 14');
   for (const size of [{ width: 1200, height: 800 }, { width: 360, height: 640 }]) {
     await ann.setViewportSize(size);
     assert.deepEqual(await overflow(ann), [0, 0]);
@@ -421,6 +427,28 @@ test('the user can give up an attempt that hangs', limit, async (t) => {
   await ann.click('#tryNow');
   await state(ann, 'here');
   assert.equal(attempts, 3);
+});
+
+test('when no more messages can wait to be sent, the page says so', limit, async (t) => {
+  const first = await start(CHAT, '--port', '0');
+  t.after(() => first.kill());  // if the test fails before its stop()
+  const ann = await join(t, first, 'Ann');
+  await ann.setViewportSize({ width: 360, height: 640 });
+  await first.stop();
+  await state(ann, 'lost');
+  for (let i = 1; i <= 49; ++i) await say(ann, `${i}.`);
+  assert.equal(await ann.textContent('#full'), '');
+  await say(ann, '50.');
+  assert.equal(await ann.textContent('#full'), '50 messages are waiting to be sent; no more fit.');
+  const { y, height } = await ann.locator('#full').boundingBox();
+  assert.ok(y > 0 && y + height < 640, 'it is out of sight');
+  await say(ann, '51.');
+  assert.equal(await ann.inputValue('#text'), '51.');
+  assert.ok(await ann.isDisabled('#send'));
+  await startChat(t, first.port);
+  await ann.waitForFunction(() => full.textContent === '');
+  await ann.click('#send');  // which waits until the button is enabled
+  assert.equal(await ann.inputValue('#text'), '');
 });
 
 test('a page of another origin cannot join a guarded chat', limit, async (t) => {
