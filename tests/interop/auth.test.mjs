@@ -10,10 +10,11 @@ import { createHmac, randomBytes } from 'node:crypto';
 import { once } from 'node:events';
 import http from 'node:http';
 import net from 'node:net';
+import path from 'node:path';
 import { after, before, test } from 'node:test';
 import WebSocket from 'ws';
-import { launchBrowser } from './pages.mjs';
-import { forEach, start, stopAll } from './support.mjs';
+import { hasIcon, launchBrowser, overflow } from './pages.mjs';
+import { forEach, lightness, start, stopAll } from './support.mjs';
 
 const AUTH = process.env.AUTH ?? 'examples/auth';
 const limit = { timeout: 40_000 };
@@ -226,12 +227,12 @@ forEach('it does not start', [
 
 // --- the page ---------------------------------------------------------------
 
-async function openPage(t, server) {
+async function openPage(t, server, origin = originOf(server)) {
   const context = await browser.newContext();
   t.after(() => context.close());
   context.setDefaultTimeout(10_000);
   const page = await context.newPage();
-  await page.goto(`${originOf(server)}/`);
+  await page.goto(origin);
   await page.locator('#status', { hasText: 'Log in first.' }).waitFor();
   return page;
 }
@@ -275,6 +276,33 @@ test('the page tells when the token has expired, and the user logs in again', li
   await says(page, 'You are ann');
 });
 
+test('the page tells when its origin is refused', limit, async (t) => {
+  const page = await openPage(t, auth, `http://127.0.0.1:${auth.port}`);
+  await logIn(page, 'ann');
+  await says(page, `refuses pages from http://127.0.0.1:${auth.port}`);
+});
+
+forEach('the page connects again, without a login, to a server that', [
+  ['has shut down', (server) => server.stop(), '', 'The server has shut down.'],
+  ['was killed', (server) => server.kill(), 'bad', 'The connection is lost (1006).'],
+], async (end, look, reason, t) => {
+  const first = await startAuth();
+  t.after(() => first.kill());  // if the test fails before it ends
+  const page = await openPage(t, first);
+  await logIn(page, 'ann');
+  await says(page, 'You are ann');
+  const failedTry = page.waitForEvent('requestfailed');
+  await end(first);
+  await says(page, reason);
+  await failedTry;  // which does not change what the page says
+  await says(page, reason);
+  assert.equal(await page.getAttribute('#status', 'data-state'), look);
+  assert.ok(await page.isHidden('#login'));
+  const second = await start(AUTH, '--port', String(first.port));
+  t.after(() => second.stop());
+  await says(page, 'You are ann');
+});
+
 // To the browser, a neighbour on another port is the same site, so it sends the cookie along.
 // Both servers have the same key, so the cookie is valid for both.
 test("a neighbour's page cannot connect with the cookie of a logged-in user", limit, async (t) => {
@@ -293,4 +321,32 @@ test("a neighbour's page cannot connect with the cookie of a logged-in user", li
   }), url);
   assert.equal(await connect(brief.url()), 'open');
   assert.equal(await connect(auth.url()), 'refused');
+});
+
+// --- pictures ---------------------------------------------------------------
+
+test('the page fits into a wide and a narrow window, light and dark', limit, async (t) => {
+  const ann = await openPage(t, auth), bob = await openPage(t, auth);
+  assert.ok(await hasIcon(ann));
+  await logIn(ann, 'ann');
+  await says(ann, 'You are ann');
+  for (let i = 0; i < 30; ++i) {
+    await ann.fill('#text', i % 2 ? 'שלום' : 'Hello, is anybody here?');
+    await ann.press('#text', 'Enter');
+  }
+  await ann.locator('#log li').nth(29).waitFor();
+  const directions = await ann.evaluate(() =>
+    [...log.children].slice(-2).map((line) => getComputedStyle(line).direction));
+  assert.deepEqual(directions, ['ltr', 'rtl']);
+  const size = { wide: { width: 1200, height: 800 }, narrow: { width: 360, height: 640 } };
+  for (const [name, page] of Object.entries({ talk: ann, login: bob }))
+    for (const width in size)
+      for (const colorScheme of ['light', 'dark']) {
+        await page.setViewportSize(size[width]);
+        await page.emulateMedia({ colorScheme });
+        assert.equal(await page.evaluate(lightness) > 0.5, colorScheme === 'light');
+        assert.deepEqual(await overflow(page), [0, 0]);
+        const file = `auth-${name}-${width}-${colorScheme}.png`;
+        await page.screenshot({ path: process.env.SCREENSHOTS && path.join(process.env.SCREENSHOTS, file) });
+      }
 });

@@ -9,7 +9,7 @@ import { EventEmitter, once } from 'node:events';
 import path from 'node:path';
 import { after, before, test } from 'node:test';
 import {
-  allShown, colourOf, joinAt, launchBrowser, overflow, say, shown, state,
+  allShown, colourOf, hasIcon, joinAt, launchBrowser, overflow, say, shown, state,
 } from './pages.mjs';
 import {
   CHAT, INTEROP_SERVER, MIB, forEach, lightness, start, stopAll,
@@ -499,5 +499,6 @@ test('the chat fits into a wide and a narrow window, light and dark', limit, asy
     const file = path.join(process.env.SCREENSHOTS ?? '.', `chat-${name}.png`);
     await people.Ann.screenshot({ path: file });
   }
+  assert.ok(await hasIcon(people.Ann));
   assert.deepEqual(people.Ann.troubles, []);
 });

@@ -9,7 +9,7 @@ import { EventEmitter, once } from 'node:events';
 import path from 'node:path';
 import { after, before, test } from 'node:test';
 import WebSocket from 'ws';
-import { colourOf, launchBrowser, overflow } from './pages.mjs';
+import { colourOf, hasIcon, launchBrowser, overflow } from './pages.mjs';
 import { GAME, forEach, lightness, start, stopAll } from './support.mjs';
 
 const limit = { timeout: 40_000 };
@@ -389,6 +389,7 @@ test('the game fits into a wide and a narrow window, light and dark', limit, asy
   const pages = {};
   for (const name in sizes) pages[name] = await openPage(t, own, { viewport: sizes[name] });
   const { wide, narrow } = pages;
+  assert.ok(await hasIcon(wide));
   await point(wide, 0.3, 0.2);
   await wide.mouse.down();
   await point(narrow, 0.9, 0.6);

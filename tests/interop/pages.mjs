@@ -50,6 +50,13 @@ export async function shown(page, text) {
 export const colourOf = (page, selector) =>
   page.locator(selector).evaluate((element) => getComputedStyle(element).color);
 
+// Whether the page brings its icon along, so that the browser does not ask for /favicon.ico.
+export const hasIcon = (page) => page.evaluate(async () => {
+  const icon = Object.assign(new Image(), { src: document.querySelector('link[rel=icon]').href });
+  await icon.decode();
+  return icon.src.startsWith('data:image/svg') && icon.width > 0;
+});
+
 // How many pixels of the document are outside the window, across and down.
 export const overflow = (page) => page.evaluate(() => {
   const { scrollWidth, scrollHeight } = document.documentElement;
