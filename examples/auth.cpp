@@ -287,7 +287,8 @@ class AuthServer : public WebSocketServer<AuthUser, AuthConfig> {
             return;
         }
         const Token token{name, secondsSince1970() + config().tokenSeconds};
-        // HttpOnly: no script can read it. Secure: it is sent over TLS only (or to localhost).
+        // HttpOnly: no script can read it. Secure: it is sent over TLS only. (Browsers make an
+        // exception for localhost, but not WebKit: in Safari this example needs TLS.)
         // SameSite=Strict: it is not sent with requests from other sites' pages.
         response.headers.emplace_back("Set-Cookie",
                                       std::string(kCookie) + '=' + sign(config().key, token) +

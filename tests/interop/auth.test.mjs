@@ -35,7 +35,7 @@ before(async () => {
   Object.assign(process.env, { AUTH_KEY: key, AUTH_PASSWORD: password });
   auth = await startAuth();
   brief = await startAuth('--seconds', '2');
-  browser = await launchBrowser();
+  browser = await launchBrowser('--host-resolver-rules=MAP elsewhere.test 127.0.0.1');
 }, limit);
 
 after(async () => {
@@ -274,6 +274,16 @@ test('the page tells when the token has expired, and the user logs in again', li
   await says(page, 'Closed: 4401');
   await logIn(page, 'ann');
   await says(page, 'You are ann');
+});
+
+// At elsewhere.test Chromium does what WebKit does at localhost, too.
+test('the page tells when the browser has dropped its Secure cookie', limit, async (t) => {
+  const page = await openPage(t, auth, `http://elsewhere.test:${auth.port}`);
+  await logIn(page, 'ann', 'wrong');
+  await says(page, 'Wrong name or password');
+  await logIn(page, 'ann');
+  await says(page, 'the browser has dropped the cookie: it is Secure, and this page came over plain http');
+  assert.ok(await page.isVisible('#login'));
 });
 
 test('the page tells when its origin is refused', limit, async (t) => {
