@@ -436,7 +436,12 @@ test('when no more messages can wait to be sent, the page says so', limit, async
   await ann.setViewportSize({ width: 360, height: 640 });
   await first.stop();
   await state(ann, 'lost');
-  for (let i = 1; i <= 49; ++i) await say(ann, `${i}.`);
+  await ann.evaluate(() => {
+    for (let i = 1; i <= 49; ++i) {
+      text.value = `${i}.`;
+      document.forms.say.requestSubmit();
+    }
+  });
   assert.equal(await ann.textContent('#full'), '');
   await say(ann, '50.');
   assert.equal(await ann.textContent('#full'), '50 messages are waiting to be sent; no more fit.');
