@@ -444,6 +444,7 @@ test('access control over http: users log in and talk, but not in WebKit', limit
   });
   await logIn(ann, 'ann');
   await ann.until(() => answers.includes('/login 200') && answers.at(-1) === '/me 401');
+  await says(ann, 'has dropped the cookie');
   await ann.until(() => getComputedStyle(document.getElementById('login')).display !== 'none');
   await assertNoTroubles(ann);
 });
