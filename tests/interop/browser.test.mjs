@@ -370,6 +370,7 @@ test('when the server restarts, the pages reconnect and lose no message', limit,
   await shown(bob, 'while you were away');
   await say(bob, 'after');
   await shown(ann, 'after');
+  await shown(bob, 'after');
   for (const page of [ann, bob])
     assert.deepEqual(await allShown(page), ['before', 'while you were away', 'after']);
 });
