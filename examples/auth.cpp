@@ -33,18 +33,14 @@
 // 403. When the token expires, the connection is closed with 4401.
 
 #include "../server.h"
+#include "program.h"
 
 #include <algorithm>
 #include <array>
-#include <charconv>
-#include <csignal>
 #include <cstdlib>
-#include <filesystem>
-#include <fstream>
-#include <iostream>
-#include <iterator>
 #include <optional>
 #include <stdexcept>
+#include <string>
 
 #include <openssl/crypto.h>
 #include <openssl/evp.h>
@@ -320,85 +316,38 @@ class AuthServer : public WebSocketServer<AuthUser, AuthConfig> {
 // The program
 // ----------------------------------------------------------------------------
 
-constexpr const char *kUsage =
-    "usage: auth [--port N] [--origin ORIGIN]... [--seconds N]\n"
-    "  --port N         listen on this port of localhost (12345)\n"
-    "  --origin ORIGIN  accept only pages from this origin (http://localhost:PORT)\n"
-    "  --seconds N      lifetime of a token (300)\n"
-    "Environment:\n"
-    "  AUTH_KEY         secret key that signs the tokens, at least 32 characters\n"
-    "  AUTH_PASSWORD    password of ann, bob and mallory (mallory is banned)\n";
-
-struct UsageError : std::runtime_error {
-    using std::runtime_error::runtime_error;
-};
-
-int numberFrom(const std::string &option, const std::string &text) {
-    int number = -1;
-    const char *end = text.data() + text.size();
-    const auto [rest, error] = std::from_chars(text.data(), end, number);
-    if (error != std::errc() || rest != end || number < 1 || number > 65535)
-        throw UsageError(option + " must be a number from 1 to 65535, not '" + text + "'");
-    return number;
-}
-
 // Secrets come from the environment, which systemd's EnvironmentFile can set: anyone can read the
 // source, and every user of the machine can read the arguments.
 std::string secretFrom(const char *name, std::size_t least) {
     const char *value = std::getenv(name);
     if (!value || std::string_view(value).size() < least)
-        throw UsageError(std::string("set ") + name + " (length: at least " +
-                         std::to_string(least) + ')');
+        throw std::invalid_argument("set " + std::string(name) +
+                                    " in the environment (length: at least " +
+                                    std::to_string(least) + ')');
     return value;
-}
-
-AuthConfig configFrom(int argc, char **argv) {
-    AuthConfig config;
-    for (int i = 1; i < argc; i += 2) {
-        const std::string option = argv[i];
-        if (i + 1 >= argc) throw UsageError(option + " needs a value");
-        const std::string value = argv[i + 1];
-        // clang-format off
-        if (option == "--port") config.port = numberFrom(option, value);
-        else if (option == "--origin") config.uniqueOrigin.push_back(value);
-        else if (option == "--seconds") config.tokenSeconds = numberFrom(option, value);
-        else throw UsageError("unknown option '" + option + "'");
-        // clang-format on
-    }
-    config.key = secretFrom("AUTH_KEY", 32);
-    config.password = secretFrom("AUTH_PASSWORD", 1);
-    if (config.uniqueOrigin.empty())
-        config.uniqueOrigin = {"http://localhost:" + std::to_string(config.port)};
-    return config;
-}
-
-// auth.html is in the program's folder, which we take from argv[0]: start it by its path.
-std::string readPage(const char *program) {
-    const auto path = std::filesystem::path(program).replace_filename("auth.html");
-    std::ifstream file(path, std::ios::binary);
-    std::string page(std::istreambuf_iterator<char>(file), {});
-    if (page.empty()) throw std::runtime_error("cannot read " + path.string());
-    return page;
 }
 
 }  // namespace
 
 int main(int argc, char **argv) {
-    try {
-        if (argc == 2 && argv[1] == std::string_view("--help")) {
-            std::cout << kUsage;
-            return EXIT_SUCCESS;
-        }
-        AuthServer server(configFrom(argc, argv), readPage(argv[0]));
+    AuthConfig config;
+    const std::vector<Option> options = {
+        {"--port N", "port of localhost to listen on (12345)",
+         [&](const std::string &value) { config.port = numberFrom(value, 1, 65535); }},
+        originOption(config),
+        {"--seconds N", "how long a token is valid (300)",
+         [&](const std::string &value) { config.tokenSeconds = numberFrom(value, 1, 86400); }},
+        {"AUTH_KEY", "in the environment: the secret that signs tokens, at least 32 bytes", {}},
+        {"AUTH_PASSWORD", "in the environment: the password of ann, bob and mallory (banned)", {}}};
+    return runProgram(argc, argv, options, [&] {
+        config.key = secretFrom("AUTH_KEY", 32);
+        config.password = secretFrom("AUTH_PASSWORD", 1);
+        if (config.uniqueOrigin.empty())
+            config.uniqueOrigin = {"http://localhost:" + std::to_string(config.port)};
+        AuthServer server(config, readPage(argv[0], "auth.html"));
         server.stopOn({SIGINT, SIGTERM});
         server.listen();
-        std::cout << "open http://localhost:" << server.port() << '/' << std::endl;
+        std::cout << placeOf(config.address, server.port()) << std::endl;
         server.run();
-    } catch (const UsageError &error) {
-        std::cerr << "auth: " << error.what() << "; try --help\n";
-        return 2;
-    } catch (const std::exception &error) {
-        std::cerr << "auth: " << error.what() << '\n';
-        return EXIT_FAILURE;
-    }
+    });
 }

@@ -30,11 +30,10 @@
 
 #include "../server.h"
 #include "chat.h"
+#include "program.h"
 
 #include <algorithm>
-#include <csignal>
 #include <cstdlib>
-#include <iostream>
 #include <map>
 #include <set>
 #include <string>
@@ -51,8 +50,6 @@ struct ChatConfig : WSBaseConfig {
         maxMessagesPerSecond = 20;
         maxMessageBytes = 64 * 1024;
     }
-
-    bool wantsHelp = false;
 };
 
 struct ChatUser : WSBaseUser {
@@ -284,39 +281,6 @@ class ChatServer : public WebSocketServer<ChatUser, ChatConfig> {
 // The program
 // ----------------------------------------------------------------------------
 
-constexpr const char *kUsage =
-    "usage: chat [--port N] [--address HOST] [--origin ORIGIN]... [--proxy ADDRESS]...\n"
-    "            [--verbose]\n"
-    "  --port N         listen on this port (12345); 0 picks a free one\n"
-    "  --address HOST   listen on this address (localhost); \"\" means all addresses,\n"
-    "                   unix:/path a Unix socket, for a proxy\n"
-    "  --origin ORIGIN  accept only pages from this origin, such as https://example.com\n"
-    "  --proxy ADDRESS  trust the client address that this proxy reports; ADDRESS is an\n"
-    "                   IP address, a network, or \"unix\"\n"
-    "  --verbose        log when users connect and disconnect\n"
-    "A listening socket from systemd takes precedence: see examples/deploy/.\n";
-
-ChatConfig configFrom(int argc, char **argv) {
-    ChatConfig config;
-    for (int i = 1; i < argc; ++i) {
-        const std::string option = argv[i];
-        const auto value = [&]() -> std::string {
-            if (++i >= argc) throw UsageError(option + " needs a value");
-            return argv[i];
-        };
-        // clang-format off
-        if (option == "--port") config.port = portFrom(value());
-        else if (option == "--address") config.address = value();
-        else if (option == "--origin") config.uniqueOrigin.push_back(value());
-        else if (option == "--proxy") config.trustedProxies.push_back(value());
-        else if (option == "--verbose") config.debug = true;
-        else if (option == "--help") config.wantsHelp = true;
-        else throw UsageError("unknown option '" + option + "'");
-        // clang-format on
-    }
-    return config;
-}
-
 // The socket that a systemd .socket unit has opened for this process, or -1. It is descriptor 3;
 // the environment says how many there are and for which process (sd_listen_fds(3)).
 int socketOfSystemd() {
@@ -329,33 +293,25 @@ int socketOfSystemd() {
     return 3;
 }
 
-// The line to print at the start. A Unix socket has no port, and no URL to open.
-std::string placeOf(const ChatConfig &config, int port) {
-    if (port == 0)
-        return "listening at " + (config.listenFd < 0 ? config.address : "systemd's Unix socket");
-    return "open " + urlOf(config.listenFd < 0 ? config.address : "localhost", port);
-}
-
 }  // namespace
 
 int main(int argc, char **argv) {
-    try {
-        ChatConfig config = configFrom(argc, argv);
-        if (config.wantsHelp) {
-            std::cout << kUsage;
-            return EXIT_SUCCESS;
-        }
+    ChatConfig config;
+    const std::vector<Option> options = {
+        portOption("--port N", config),
+        addressOption("--address HOST", config),
+        originOption(config),
+        {"--proxy ADDRESS", "believe this proxy about its clients: an address, a network or unix",
+         [&](const std::string &value) { config.trustedProxies.push_back(value); }},
+        verboseOption(config)};
+    return runProgram(argc, argv, options, [&] {
         config.listenFd = socketOfSystemd();
-        ChatServer server(config, readPage(argv[0]));
+        ChatServer server(config, readPage(argv[0], "chat.html"));
         server.stopOn({SIGINT, SIGTERM});
         server.listen();
-        std::cout << placeOf(config, server.port()) << std::endl;
+        const std::string systemd = server.port() != 0 ? "localhost" : "systemd's Unix socket";
+        const std::string address = config.listenFd < 0 ? config.address : systemd;
+        std::cout << placeOf(address, server.port()) << std::endl;
         server.run();
-    } catch (const UsageError &error) {
-        std::cerr << "chat: " << error.what() << "; try --help\n";
-        return 2;
-    } catch (const std::exception &error) {
-        std::cerr << "chat: " << error.what() << '\n';
-        return EXIT_FAILURE;
-    }
+    });
 }

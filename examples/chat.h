@@ -1,8 +1,7 @@
 // SPDX-License-Identifier: MIT
 // Extendible WebSocket Server
 
-// What chat.cpp and cluster.cpp share: the rules for text and nicks, serving the page chat.html,
-// and command-line options.
+// What chat.cpp and cluster.cpp share: the rules for text and nicks, and serving the page chat.html.
 
 #ifndef EXAMPLES_CHAT_H
 #define EXAMPLES_CHAT_H
@@ -10,12 +9,9 @@
 #include "../server.h"
 
 #include <algorithm>
-#include <charconv>
-#include <filesystem>
-#include <fstream>
+#include <chrono>
 #include <iterator>
 #include <random>
-#include <stdexcept>
 #include <string>
 
 constexpr unsigned kHistory = 100;             // messages that a newcomer gets
@@ -103,18 +99,6 @@ inline std::string stringIn(const Json::Value &message, const char *name,
 // The page
 // ----------------------------------------------------------------------------
 
-// chat.html is in the program's folder. Linux tells us which one that is; elsewhere we take it
-// from argv[0], so start the program by its path.
-inline std::string readPage(const char *program) {
-    std::error_code error;
-    std::filesystem::path path = std::filesystem::canonical("/proc/self/exe", error);
-    path = (error ? std::filesystem::path(program) : path).replace_filename("chat.html");
-    std::ifstream file(path, std::ios::binary);
-    std::string page(std::istreambuf_iterator<char>(file), {});
-    if (page.empty()) throw std::runtime_error("cannot read " + path.string());
-    return page;
-}
-
 // The browser runs only the script and styles that carry this response's nonce. If a user's
 // text ever got into the page as HTML, it could do nothing.
 inline void fillIn(WSResponse &response, const std::string &page) {
@@ -141,30 +125,6 @@ inline void answerWithPage(const WSRequest &request, WSResponse &response,
                         {"X-Content-Type-Options", "nosniff"},
                         {"Referrer-Policy", "no-referrer"}};
     if (found) fillIn(response, page);
-}
-
-// ----------------------------------------------------------------------------
-// Options, and the URL to open
-// ----------------------------------------------------------------------------
-
-struct UsageError : std::runtime_error {
-    using std::runtime_error::runtime_error;
-};
-
-inline int portFrom(const std::string &text) {
-    int port = -1;
-    const char *end = text.data() + text.size();
-    const auto [rest, error] = std::from_chars(text.data(), end, port);
-    if (error != std::errc() || rest != end || port < 0 || port > 65535)
-        throw UsageError("--port must be a number from 0 to 65535, not '" + text + "'");
-    return port;
-}
-
-// The URL to open in a browser.
-inline std::string urlOf(std::string host, int port) {
-    if (host.empty() || host == "0.0.0.0" || host == "::") host = "localhost";
-    if (host.find(':') != std::string::npos) host = '[' + host + ']';
-    return "http://" + host + ':' + std::to_string(port) + '/';
 }
 
 #endif

@@ -40,20 +40,18 @@
 
 #include "../server.h"
 #include "chat.h"
+#include "program.h"
 
 #include <hiredis/async.h>
 #include <hiredis/hiredis.h>
 #include <poll.h>
 
 #include <algorithm>
-#include <charconv>
 #include <chrono>
 #include <cmath>
-#include <csignal>
 #include <cstdlib>
 #include <deque>
 #include <functional>
-#include <iostream>
 #include <map>
 #include <random>
 #include <set>
@@ -440,8 +438,7 @@ struct ClusterConfig : WSBaseConfig {
 
     std::string redisHost = "127.0.0.1";
     int redisPort = 6379;
-    std::size_t maxWaitingBytes = 16 * 1024 * 1024;  // of unconfirmed messages
-    bool wantsHelp = false;
+    int maxWaitingBytes = 16 * 1024 * 1024;  // of unconfirmed messages
 };
 
 struct ClusterUser : WSBaseUser {
@@ -554,7 +551,7 @@ class ClusterServer : public WebSocketServer<ClusterUser, ClusterConfig> {
         const std::string text = trimmed(stringIn(message, "text", kTextCharacters));
         std::string key = stringIn(message, "key");
         if (text.empty()) return complain(user, message, "The message has no text.");
-        if (waitingBytes_ > config().maxWaitingBytes)
+        if (waitingBytes_ > static_cast<std::size_t>(config().maxWaitingBytes))
             return complain(user, message, "Too much is waiting for Redis: message not sent.");
         if (key.empty()) key = process_ + '.' + std::to_string(++keys_);
         Json::Value said = about(user.nick, "message");
@@ -971,77 +968,38 @@ class ClusterServer : public WebSocketServer<ClusterUser, ClusterConfig> {
 // 4. The program
 // ----------------------------------------------------------------------------
 
-constexpr const char *kUsage =
-    "usage: cluster [--port N] [--address HOST] [--reuse-port] [--origin ORIGIN]...\n"
-    "               [--redis HOST:PORT] [--keep BYTES] [--verbose]\n"
-    "  --port N           listen on this port (12345); 0 picks a free one\n"
-    "  --address HOST     listen on this address (localhost); \"\" means all addresses\n"
-    "  --reuse-port       share the port with other processes that set this option\n"
-    "  --origin ORIGIN    accept only pages from this origin, such as https://example.com\n"
-    "  --redis HOST:PORT  where Redis is (127.0.0.1:6379)\n"
-    "  --keep BYTES       keep up to BYTES of messages while Redis is down (16777216)\n"
-    "  --verbose          log when users connect and disconnect\n";
-
+// HOST:PORT; an IPv6 address, which has colons itself, stands in brackets.
 void setRedis(ClusterConfig &config, const std::string &place) {
-    const std::size_t colon = place.rfind(':');
-    if (colon == std::string::npos)
-        throw UsageError("--redis must be HOST:PORT, not '" + place + "'");
-    config.redisHost = place.substr(0, colon);
-    config.redisPort = portFrom(place.substr(colon + 1));
-}
-
-std::size_t bytesFrom(const std::string &text) {
-    std::size_t bytes = 0;
-    const char *end = text.data() + text.size();
-    const auto [rest, error] = std::from_chars(text.data(), end, bytes);
-    if (error != std::errc() || rest != end)
-        throw UsageError("--keep must be a number, not '" + text + "'");
-    return bytes;
-}
-
-ClusterConfig configFrom(int argc, char **argv) {
-    ClusterConfig config;
-    for (int i = 1; i < argc; ++i) {
-        const std::string option = argv[i];
-        const auto value = [&]() -> std::string {
-            if (++i >= argc) throw UsageError(option + " needs a value");
-            return argv[i];
-        };
-        // clang-format off
-        if (option == "--port") config.port = portFrom(value());
-        else if (option == "--address") config.address = value();
-        else if (option == "--reuse-port") config.reusePort = true;
-        else if (option == "--origin") config.uniqueOrigin.push_back(value());
-        else if (option == "--redis") setRedis(config, value());
-        else if (option == "--keep") config.maxWaitingBytes = bytesFrom(value());
-        else if (option == "--verbose") config.debug = true;
-        else if (option == "--help") config.wantsHelp = true;
-        else throw UsageError("unknown option '" + option + "'");
-        // clang-format on
-    }
-    return config;
+    const std::string_view mark = place.compare(0, 1, "[") == 0 ? "]:" : ":";
+    const std::size_t begin = mark.size() - 1, end = place.find(mark);
+    const bool isWhole = end != std::string::npos && end > begin;
+    const auto port = numberIn(isWhole ? place.substr(end + mark.size()) : "", 1, 65535);
+    if (!port) throw std::invalid_argument("must be HOST:PORT, with a port from 1 to 65535");
+    config.redisHost = place.substr(begin, end - begin);
+    config.redisPort = *port;
 }
 
 }  // namespace
 
 int main(int argc, char **argv) {
-    try {
-        const ClusterConfig config = configFrom(argc, argv);
-        if (config.wantsHelp) {
-            std::cout << kUsage;
-            return EXIT_SUCCESS;
-        }
-        ClusterServer server(config, readPage(argv[0]));
+    ClusterConfig config;
+    const std::vector<Option> options = {
+        portOption("--port N", config),
+        addressOption("--address HOST", config),
+        {"--reuse-port", "share the port with other processes that have this option",
+         [&](const std::string &) { config.reusePort = true; }},
+        originOption(config),
+        {"--redis HOST:PORT", "where Redis listens (127.0.0.1:6379)",
+         [&](const std::string &value) { setRedis(config, value); }},
+        {"--keep BYTES", "keep that much of what users say while Redis is away (16777216)",
+         [&](const std::string &value) { config.maxWaitingBytes = numberFrom(value, 0, 1 << 30); }},
+        verboseOption(config)};
+    return runProgram(argc, argv, options, [&] {
+        ClusterServer server(config, readPage(argv[0], "chat.html"));
         server.stopOn({SIGINT, SIGTERM});
         std::signal(SIGPIPE, SIG_IGN);  // hiredis may write to a closed socket
         server.listen();
-        std::cout << "open " << urlOf(config.address, server.port()) << std::endl;
+        std::cout << placeOf(config.address, server.port()) << std::endl;
         server.run();
-    } catch (const UsageError &error) {
-        std::cerr << "cluster: " << error.what() << "; try --help\n";
-        return 2;
-    } catch (const std::exception &error) {
-        std::cerr << "cluster: " << error.what() << '\n';
-        return EXIT_FAILURE;
-    }
+    });
 }

@@ -24,14 +24,9 @@
 // a backlog of old ones.
 
 #include "../server.h"
+#include "program.h"
 
-#include <csignal>
-#include <cstdio>
 #include <cstring>
-#include <filesystem>
-#include <fstream>
-#include <iterator>
-#include <stdexcept>
 #include <string>
 
 #include <sys/socket.h>
@@ -226,31 +221,17 @@ class GameServer : public WebSocketServer<Player, GameConfig> {
     WSMessage frame_;         // the latest one
 };
 
-// game.html is in the program's folder. Linux tells us which one that is; elsewhere we take it
-// from argv[0], so start the program by its path.
-std::string readPage(const char *program) {
-    std::error_code error;
-    std::filesystem::path path = std::filesystem::canonical("/proc/self/exe", error);
-    path = (error ? std::filesystem::path(program) : path).replace_filename("game.html");
-    std::ifstream file(path, std::ios::binary);
-    std::string page(std::istreambuf_iterator<char>(file), {});
-    if (page.empty()) throw std::runtime_error("cannot read " + path.string());
-    return page;
-}
-
 }  // namespace
 
-int main(int argc, char **argv) try {
+int main(int argc, char **argv) {
     GameConfig config;
-    if (argc > 1) config.port = std::stoi(argv[1]);
-    if (argc > 2) config.address = argv[2];
-    GameServer server(config, readPage(argv[0]));
-    server.stopOn({SIGINT, SIGTERM});
-    server.listen();
-    std::printf("open http://localhost:%d/\n", server.port());
-    std::fflush(stdout);
-    server.run();
-} catch (const std::exception &e) {
-    std::fprintf(stderr, "game: %s\n", e.what());
-    return 1;
+    const std::vector<Option> options = {portOption("PORT", config),
+                                         addressOption("ADDRESS", config)};
+    return runProgram(argc, argv, options, [&] {
+        GameServer server(config, readPage(argv[0], "game.html"));
+        server.stopOn({SIGINT, SIGTERM});
+        server.listen();
+        std::cout << placeOf(config.address, server.port()) << std::endl;
+        server.run();
+    });
 }

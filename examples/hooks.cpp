@@ -1,16 +1,16 @@
 // SPDX-License-Identifier: MIT
 // Extendible WebSocket Server
 
-// Prints each hook as it is called, and shows what each may change. Start it, then connect with
-// any client, such as a browser's console:
+// Prints each hook as it is called, and shows what each may change. Start it with
+// examples/hooks [PORT], then connect with any client, such as a browser's console:
 //
 //     let s = new WebSocket('ws://localhost:12345/?name=Ann');
 //     s.onmessage = m => console.log(m.data);
 //     s.send('hello'); s.send('{"command":"users"}'); s.send('{"command":"stop"}');
 
 #include "../server.h"
+#include "program.h"
 
-#include <csignal>
 #include <cstdio>
 #include <string>
 
@@ -32,6 +32,8 @@ struct HooksConfig : WSBaseConfig {
 };
 
 class HooksServer : public WebSocketServer<HooksUser, HooksConfig> {
+    using WebSocketServer::WebSocketServer;
+
     // The request is known and not yet answered: here a user can be refused.
     void preConnect(HooksUser &user, int socket) override {
         user.name = user.request().parameter("name");
@@ -115,11 +117,11 @@ class HooksServer : public WebSocketServer<HooksUser, HooksConfig> {
     }
 };
 
-int main() try {
-    HooksServer server;
-    server.stopOn({SIGINT, SIGTERM});
-    server.run();
-} catch (const std::exception &e) {
-    std::fprintf(stderr, "hooks: %s\n", e.what());
-    return 1;
+int main(int argc, char **argv) {
+    HooksConfig config;
+    return runProgram(argc, argv, {portOption("PORT", config)}, [&] {
+        HooksServer server(config);
+        server.stopOn({SIGINT, SIGTERM});
+        server.run();
+    });
 }
