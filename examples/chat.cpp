@@ -15,8 +15,9 @@
 //                                            typing          nick
 //                                            error           about (a type), text, key
 //
-// "you" and "from" are user ids, "people" is a list of nicks, "history" a list of messages,
-// "time" is in milliseconds since 1970. Nicks are unique: one that is taken gets a number.
+// "you" and "from" are user ids, "people" is a list of nicks, "history" a list of messages: the
+// last 100, or as many of them as take 128 KiB. "time" is in milliseconds since 1970. Nicks are
+// unique: one that is taken gets a number.
 // Three things let a page reconnect without a gap or a duplicate:
 //
 // - Messages have the ids 1, 2, 3, …, and each run of the server has a random "epoch". So a
@@ -177,15 +178,16 @@ class ChatServer : public WebSocketServer<ChatUser, ChatConfig> {
         const std::string text = trimmed(stringIn(message, "text", kTextCharacters));
         const std::string key = stringIn(message, "key");
         if (text.empty()) return complain(user, message, "The message has no text.");
-        if (isKnown(key)) return;
+        if (!key.empty() && history_.has(key)) return;
         Json::Value said = about(user, "message");
         said["id"] = Json::UInt64(++lastId_);
         said["from"] = Json::UInt64(user.id());
         said["text"] = text;
         said["time"] = Json::Int64(millisecondsSince1970());
         if (!key.empty()) said["key"] = key;
-        remember(said);
-        tellAll(said);
+        const WSMessage encoded(said);
+        history_.remember(key, encoded);
+        tellAll(encoded);
     }
 
     void rename(ChatUser &user, const Json::Value &message) {
@@ -202,7 +204,7 @@ class ChatServer : public WebSocketServer<ChatUser, ChatConfig> {
 
     // --- messages to pages ---
 
-    void tellAll(const Json::Value &message) {
+    void tellAll(const WSMessage &message) {
         sendToIf([](const ChatUser &other) { return other.isHere(); }, message);
     }
 
@@ -219,15 +221,14 @@ class ChatServer : public WebSocketServer<ChatUser, ChatConfig> {
         sendToUser(user, error);
     }
 
-    Json::Value welcome(const ChatUser &user) const {
+    WSMessage welcome(const ChatUser &user) const {
         Json::Value message = about(user, "welcome");
         message["you"] = Json::UInt64(user.id());
         message["epoch"] = epoch_;
-        message["history"] = history_;
-        message["people"] = Json::arrayValue;
+        std::string people;
         for (const ChatUser &other : users())
-            if (other.isHere()) message["people"].append(other.nick);
-        return message;
+            if (other.isHere()) appendNick(people, other.nick);
+        return welcomeOf(message, people, history_);
     }
 
     // Answers a program. (The version is that of Prometheus' text format.)
@@ -238,7 +239,7 @@ class ChatServer : public WebSocketServer<ChatUser, ChatConfig> {
         response.body = std::move(text);
     }
 
-    // --- nicks and history ---
+    // --- nicks ---
 
     // Reserves `wish`, with the lowest number that makes it unique if it is taken.
     std::string claim(const std::string &wish) {
@@ -259,22 +260,11 @@ class ChatServer : public WebSocketServer<ChatUser, ChatConfig> {
         return false;
     }
 
-    void remember(const Json::Value &said) {
-        history_.append(said);
-        Json::Value forgotten;
-        if (history_.size() > kHistory) history_.removeIndex(0, &forgotten);
-    }
-
-    bool isKnown(const std::string &key) const {
-        return !key.empty() && std::any_of(history_.begin(), history_.end(),
-                                           [&](const auto &said) { return said["key"] == key; });
-    }
-
     const std::string page_;
     const std::string epoch_ = randomHex();
     std::uint64_t lastId_ = 0;
-    Json::Value history_ = Json::arrayValue;  // messages as they were sent, oldest first
-    std::set<std::string> taken_;             // folded nicks
+    History history_;
+    std::set<std::string> taken_;  // folded nicks
 };
 
 // ----------------------------------------------------------------------------

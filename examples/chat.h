@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: MIT
 // Extendible WebSocket Server
 
-// What chat.cpp and cluster.cpp share: the rules for text and nicks, and serving the page chat.html.
+// What chat.cpp and cluster.cpp share: the rules for text and nicks, the history, and serving the
+// page chat.html.
 
 #ifndef EXAMPLES_CHAT_H
 #define EXAMPLES_CHAT_H
@@ -10,12 +11,15 @@
 
 #include <algorithm>
 #include <chrono>
+#include <deque>
 #include <iterator>
 #include <random>
 #include <string>
+#include <utility>
 
-constexpr unsigned kHistory = 100;             // messages that a newcomer gets
-constexpr std::size_t kTextCharacters = 4000;  // chat.html repeats this limit and the next
+constexpr std::size_t kHistory = 100;              // messages that a newcomer gets at most,
+constexpr std::size_t kHistoryBytes = 128 * 1024;  // and the bytes that they may take as JSON
+constexpr std::size_t kTextCharacters = 4000;      // chat.html repeats this limit and the next
 constexpr std::size_t kNickCharacters = 20;
 constexpr const char *kUnfitNick = "A name must be 1 to 20 visible characters.";
 
@@ -93,6 +97,61 @@ inline std::string stringIn(const Json::Value &message, const char *name,
                             std::size_t characters = 64) {
     const Json::Value &value = message[name];
     return value.isString() ? firstCharacters(value.asString(), characters) : std::string();
+}
+
+// ----------------------------------------------------------------------------
+// The history and the welcome. Clients can connect and say hello again and again, so a welcome must
+// cost little: the messages in it are not encoded again, and there is a limit to their bytes.
+// ----------------------------------------------------------------------------
+
+// The last messages, as they were sent, oldest first.
+class History {
+  public:
+    struct Said {
+        std::string key;
+        WSMessage message;
+    };
+
+    void remember(std::string key, const WSMessage &message) {
+        bytes_ += message.payload().size();
+        said_.push_back({std::move(key), message});
+        for (; said_.size() > kHistory || bytes_ > kHistoryBytes; said_.pop_front())
+            bytes_ -= said_.front().message.payload().size();
+    }
+
+    bool has(const std::string &key) const {
+        return std::any_of(said_.begin(), said_.end(),
+                           [&](const Said &said) { return said.key == key; });
+    }
+
+    const std::deque<Said> &said() const { return said_; }
+    std::size_t bytes() const { return bytes_; }
+
+  private:
+    std::deque<Said> said_;
+    std::size_t bytes_ = 0;  // of all their payloads
+};
+
+// Appends a nick, in which no characters but these two must be escaped, to a list in JSON.
+inline void appendNick(std::string &list, const std::string &nick) {
+    list += list.empty() ? "\"" : ",\"";
+    for (const char c : nick) {
+        if (c == '"' || c == '\\') list += '\\';
+        list += c;
+    }
+    list += '"';
+}
+
+// `message` with the nicks and the history in it.
+inline WSMessage welcomeOf(const Json::Value &message, const std::string &people,
+                           const History &history) {
+    std::string text = WSMessage(message).payload();
+    text.reserve(text.size() + people.size() + history.bytes() + kHistory + 32);
+    text.back() = ',';  // it was the closing brace
+    text.append("\"people\":[").append(people).append("],\"history\":[");
+    for (const History::Said &said : history.said()) text.append(said.message.payload()) += ',';
+    if (text.back() == ',') text.pop_back();
+    return WSMessage(std::move(text += "]}"));
 }
 
 // ----------------------------------------------------------------------------

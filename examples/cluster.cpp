@@ -387,16 +387,10 @@ struct Copy {
     std::int64_t n = 0;                         // the number of the last event in it
     std::int64_t lastId = 0;                    // the id of the last message
     std::map<std::string, std::string> people;  // user: nick
-    Json::Value history = Json::arrayValue;     // the last messages, oldest first
+    History history;
 };
 
-Json::Value parsed(const std::string &text) {
-    Json::Value json = WSMessage(text).json();
-    if (!json.isObject()) throw std::runtime_error("unexpected data: " + text);
-    return json;
-}
-
-// From the answer to "sync". Its history has only the messages that this process lacks.
+// From the answer to "sync", but for the history.
 Copy copyFrom(const redisReply &reply) {
     if (reply.type != REDIS_REPLY_ARRAY || reply.elements != 5)
         throw std::runtime_error("unexpected answer: " + textOf(reply));
@@ -409,10 +403,16 @@ Copy copyFrom(const redisReply &reply) {
         const std::string value = textOf(*people.element[i + 1]);
         copy.people[textOf(*people.element[i])] = value.substr(value.rfind('\n') + 1);
     }
-    const redisReply &history = *reply.element[4];
-    for (std::size_t i = 0; i < history.elements; ++i)
-        copy.history.append(parsed(textOf(*history.element[i])));
     return copy;
+}
+
+// The messages in the answer to "sync", which this process lacks.
+std::vector<WSMessage> missedIn(const redisReply &reply) {
+    const redisReply &history = *reply.element[4];
+    std::vector<WSMessage> missed;
+    for (std::size_t i = 0; i < history.elements; ++i)
+        missed.emplace_back(textOf(*history.element[i]));
+    return missed;
 }
 
 // ----------------------------------------------------------------------------
@@ -623,9 +623,9 @@ class ClusterServer : public WebSocketServer<ClusterUser, ClusterConfig> {
         waitingBytes_ -= saying.json.size();
         --underWay_;
         ClusterUser *user = findUser(saying.user);
-        const auto remembered = static_cast<std::int64_t>(copy_.history.size());
+        const auto remembered = static_cast<std::int64_t>(copy_.history.said().size());
         if (id == 0 || saying.isHeard || !user || id > copy_.lastId - remembered) return;
-        Json::Value message = parsed(saying.json);
+        Json::Value message = WSMessage(saying.json).json();
         message["id"] = Json::Int64(id);
         sendToUser(*user, message);
     }
@@ -674,7 +674,7 @@ class ClusterServer : public WebSocketServer<ClusterUser, ClusterConfig> {
     void apply(const std::string &type, const Json::Value &json, const WSMessage &event) {
         if (type == "epoch") return sync();
         if (type == "message") {
-            remember(json);
+            remember(event);
             return tellAll(event);
         }
         const std::string id = json["user"].asString();
@@ -715,12 +715,11 @@ class ClusterServer : public WebSocketServer<ClusterUser, ClusterConfig> {
         disconnect(user, 1000, "the page has reconnected");
     }
 
-    void remember(const Json::Value &message) {
-        if (isOurs(message["from"].asString())) markHeard(message["key"].asString());
-        copy_.lastId = message["id"].asInt64();
-        copy_.history.append(message);
-        Json::Value forgotten;
-        if (copy_.history.size() > kHistory) copy_.history.removeIndex(0, &forgotten);
+    void remember(const WSMessage &message) {
+        const std::string key = message.json()["key"].asString();
+        if (isOurs(message.json()["from"].asString())) markHeard(key);
+        copy_.lastId = message.json()["id"].asInt64();
+        copy_.history.remember(key, message);
     }
 
     // --- the link to Redis ---
@@ -760,10 +759,10 @@ class ClusterServer : public WebSocketServer<ClusterUser, ClusterConfig> {
             if (user.state != State::silent) here += idOf(user) + ' ';
         command({"sync", std::to_string(kLease.count()), here, randomHex(), copy_.epoch,
                  std::to_string(copy_.n), std::to_string(copy_.lastId), std::to_string(kHistory)},
-                [this](const redisReply &reply) { synced(copyFrom(reply)); });
+                [this](const redisReply &reply) { synced(copyFrom(reply), missedIn(reply)); });
     }
 
-    void synced(Copy now) {
+    void synced(Copy now, const std::vector<WSMessage> &missed) {
         const Copy before = std::exchange(copy_, std::move(now));
         const bool isSameChat = before.epoch == copy_.epoch;
         link_ = Link::joined;
@@ -776,8 +775,12 @@ class ClusterServer : public WebSocketServer<ClusterUser, ClusterConfig> {
         if (isTold_) tellAll(notice("The chat is connected to Redis again."));
         if (isTold_) console(WSLevel::warning, "Redis is back");
         isTold_ = false;
-        if (isSameChat) catchUp(before);
-        else if (!before.epoch.empty()) tellAll(notice(whatIsForgotten(before)));
+        if (isSameChat) {
+            catchUp(before, missed);
+        } else {
+            for (const WSMessage &message : missed) remember(message);
+            if (!before.epoch.empty()) tellAll(notice(whatIsForgotten(before)));
+        }
         placeUsers(isSameChat);
         for (const WSMessage &event : std::exchange(early_, {})) hear(event);
         forgetHeard();
@@ -785,12 +788,12 @@ class ClusterServer : public WebSocketServer<ClusterUser, ClusterConfig> {
     }
 
     // Tells the pages what they have missed.
-    void catchUp(const Copy &before) {
-        const Json::Value missed = std::exchange(copy_.history, before.history);
+    void catchUp(const Copy &before, const std::vector<WSMessage> &missed) {
+        copy_.history = before.history;
         const std::int64_t number = copy_.lastId - before.lastId;
         if (number > static_cast<std::int64_t>(missed.size()))
             tellAll(notice("You have missed messages that are no longer in the history."));
-        for (const Json::Value &message : missed) {
+        for (const WSMessage &message : missed) {
             remember(message);
             tellAll(message);
         }
@@ -803,14 +806,12 @@ class ClusterServer : public WebSocketServer<ClusterUser, ClusterConfig> {
 
     // Counts the lost ones among the last messages; the pages still show them.
     std::string whatIsForgotten(const Copy &before) const {
-        std::set<std::string> known;
-        for (const Json::Value &message : copy_.history) known.insert(message["key"].asString());
-        const auto lost = std::count_if(before.history.begin(), before.history.end(),
-                                        [&](const Json::Value &message) {
-                                            return known.count(message["key"].asString()) == 0;
-                                        });
+        const auto &then = before.history.said();
+        const auto lost = std::count_if(then.begin(), then.end(), [&](const History::Said &said) {
+            return !copy_.history.has(said.key);
+        });
         return "Redis has lost " + std::to_string(lost) + " of the last " +
-               std::to_string(before.history.size()) + " messages: newcomers cannot see them.";
+               std::to_string(then.size()) + " messages: newcomers cannot see them.";
     }
 
     // Users missing from the copy join again. In a new epoch, all users get a new welcome.
@@ -898,14 +899,13 @@ class ClusterServer : public WebSocketServer<ClusterUser, ClusterConfig> {
         sendToUser(user, error);
     }
 
-    Json::Value welcome(const ClusterUser &user) const {
+    WSMessage welcome(const ClusterUser &user) const {
         Json::Value message = about(user.nick, "welcome");
         message["you"] = idOf(user);
         message["epoch"] = copy_.epoch;
-        message["history"] = copy_.history;
-        message["people"] = Json::arrayValue;
-        for (const auto &[id, nick] : copy_.people) message["people"].append(nick);
-        return message;
+        std::string people;
+        for (const auto &[id, nick] : copy_.people) appendNick(people, nick);
+        return welcomeOf(message, people, copy_.history);
     }
 
     // --- ids and nicks ---

@@ -4,6 +4,7 @@
 // The example programs, started from the command line: what they print, how they exit, and that
 // they do what they show.
 
+#include "../examples/chat.h"
 #include "black.h"
 
 #include <csignal>
@@ -338,6 +339,64 @@ TEST_CASE("examples/chat serves its page and lets two users chat") {
     CHECK(last == "close 1001");
     ada.close();
     CHECK(chat.exitCode() == 0);
+}
+
+TEST_CASE("A welcome has the history as it was sent, and does not encode it again") {
+    History history;
+    Json::Value hello;
+    hello["type"] = "welcome";
+    CHECK(welcomeOf(hello, "", history).payload() ==
+          R"({"type":"welcome","people":[],"history":[]})");
+    // Encoding it again would change this text.
+    history.remember("1", R"({ "text" : "\u0041" })");
+    history.remember("2", R"({"b":1,"a":2})");
+    std::string people;
+    for (const char *nick : {"Ann", R"(a "b" \c)", "Zoë"}) appendNick(people, nick);
+    const WSMessage welcome = welcomeOf(hello, people, history);
+    CHECK(welcome.payload() == R"({"type":"welcome","people":["Ann","a \"b\" \\c","Zoë"],)"
+                               R"("history":[{ "text" : "\u0041" },{"b":1,"a":2}]})");
+    CHECK(welcome.json()["people"][1] == R"(a "b" \c)");
+    CHECK(welcome.json()["history"][0]["text"] == "A");
+    CHECK(history.has("1"));
+    CHECK_FALSE(history.has("3"));
+}
+
+TEST_CASE("The history is limited by number and by bytes, and forgets the oldest") {
+    History history;
+    for (int i = 0; i < 150; ++i) history.remember(std::to_string(i), "short");
+    CHECK(history.said().size() == kHistory);
+    CHECK(history.said().front().key == "50");
+    CHECK(history.bytes() == kHistory * 5);
+    const WSMessage large(std::string(kHistoryBytes / 3 + 1, 'x'));
+    for (int i = 200; i < 205; ++i) history.remember(std::to_string(i), large);
+    CHECK(history.said().size() == 2);
+    CHECK(history.said().front().key == "203");
+    CHECK(history.bytes() == 2 * large.payload().size());
+    CHECK(&history.said().front().message.payload() == &large.payload());  // shared
+}
+
+// Control characters take the most bytes as JSON, six each.
+TEST_CASE("However long the messages in examples/chat are, its welcome is not") {
+    Program chat("chat", {"--port", "0"});
+    const int port = portIn(chat.after("open http://localhost:"));
+    std::string text;
+    while (text.size() < 6 * kTextCharacters) text += "\\u0001";
+    std::string last;
+    for (int i = 0; i < 2; ++i) {  // one user may say 20 in a second
+        Peer ada(port, "/chat");
+        say(ada, R"({"type":"hello","nick":"Ada"})");
+        heard(ada, "welcome");
+        for (int j = 0; j < 10; ++j) {
+            say(ada, R"({"type":"say","text":")" + text + "\"}");
+            last = WSMessage(heard(ada, "message")).payload();
+        }
+    }
+    Peer bob(port, "/chat");
+    say(bob, R"({"type":"hello","nick":"Bob"})");
+    const std::string welcome = bob.next().value().payload;
+    CHECK(welcome.size() > kHistoryBytes - last.size());
+    CHECK(welcome.size() < kHistoryBytes + 1000);
+    CHECK(has(welcome, last + "]}"));
 }
 
 namespace {
