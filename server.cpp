@@ -2508,19 +2508,16 @@ Progress parseFrameHeader(std::string_view bytes, FrameHeader &header) {
     // "All control frames MUST have a payload length of 125 bytes or less" (5.5)
     if (control && header.length > kMaxControlPayload)
         return bad(kProtocolError, "a control frame is too long");
-    // The extended length, as far as it is here. "the minimal number of bytes MUST be used to
-    // encode the length", and "the most significant bit MUST be 0".
     const std::size_t extended = header.length < kLength16 ? 0 : header.length == kLength16 ? 2 : 8;
-    const std::size_t here = std::min(bytes.size() - 2, extended);
-    if (extended > 0) header.length = 0;
-    for (std::size_t i = 0; i < here; ++i) {
-        header.length = header.length << 8 | byte(2 + i);
-        const bool tooSmall = (extended == 2 && i == 1 && header.length < kLength16) ||
-                              (extended == 8 && i == 5 && header.length == 0);
-        if (tooSmall || (extended == 8 && i == 0 && header.length > 0x7F))
-            return bad(kProtocolError, "the length is malformed");
-    }
     const std::size_t size = 2 + extended + header.maskingKey.size();
+    if (bytes.size() < 2 + extended) return needMoreAfter(0);
+    if (extended > 0) header.length = 0;
+    for (std::size_t i = 2; i < 2 + extended; ++i) header.length = header.length << 8 | byte(i);
+    // "the minimal number of bytes MUST be used to encode the length", and "the most significant
+    // bit MUST be 0".
+    const std::uint64_t least = extended == 0 ? 0 : extended == 2 ? kLength16 : 0x10000;
+    if (header.length < least || header.length >> 63 != 0)
+        return bad(kProtocolError, "the length is malformed");
     if (bytes.size() < size) return needMoreAfter(0);
     std::memcpy(header.maskingKey.data(), &bytes[2 + extended], header.maskingKey.size());
     return doneAfter(size);

@@ -415,14 +415,6 @@ def length_not_minimal(theirs):
     return None
 
 
-def length_at_once(theirs):
-    last = theirs.last()
-    if theirs.end == b'more' and last and last.extended == 8 and (
-            last.digits[:1] >= b'\x80' or last.digits[:6] == bytes(6)):
-        return len(theirs.frames), b'fail 1002'
-    return None
-
-
 def length_has_top_bit(theirs):
     if theirs.end == b'fail 1009' and theirs.last().length >= 2 ** 63:
         return len(theirs.frames), b'fail 1002'
@@ -510,7 +502,6 @@ def control_not_counted(theirs):
 # frame, the first one counts.
 EXPLAINED = [
     (length_not_minimal, '5.2', 'a length is not minimal: 1002; websockets accepts it'),
-    (length_at_once, '5.2', 'the first bytes of a length are invalid: 1002; websockets waits'),
     (length_has_top_bit, '5.2', 'a length is 2^63 or more: 1002; websockets says 1009'),
     (header_before_size, '5.2', 'an invalid header of a frame too big: 1002; websockets says 1009'),
     (header_at_once, '7.1.7', 'an invalid header: 1002 as soon as that shows; websockets reads on'),

@@ -82,18 +82,14 @@ inline bool Reference::header() {
     return complete;
 }
 
-// Computes the smallest and the largest length that the bytes so far allow. If no valid
-// length lies between them, the header is invalid already.
+// False if the length is incomplete, or invalid.
 inline bool Reference::extendedLength(std::size_t size) {
     if (size == 0) return true;
-    std::uint64_t least = 0, most = 0;
-    for (std::size_t i = 0; i < size; ++i) {
-        least = least << 8 | (i < rest_.size() ? at(i) : 0x00);
-        most = most << 8 | (i < rest_.size() ? at(i) : 0xFF);
-    }
+    if (rest_.size() < size) return false;
+    length_ = 0;
+    for (std::size_t i = 0; i < size; ++i) length_ = length_ << 8 | at(i);
     const std::uint64_t shortest = size == 2 ? 126 : 65536;
-    if (most < shortest || (size == 8 && least >> 63 != 0)) fail(1002);
-    length_ = least;
+    if (length_ < shortest || length_ >> 63 != 0) fail(1002);
     return outcome.code == 0;
 }
 
