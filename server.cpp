@@ -244,22 +244,19 @@ std::array<unsigned char, 20> sha1(std::string_view message);
 using Microseconds = std::int64_t;  // of the monotonic clock
 Microseconds microseconds(double seconds) { return std::llround(seconds * 1e6); }
 
-// Closes a descriptor when its scope ends, and leaves errno alone. It is never 0, 1 or 2: if these
-// are closed, whatever the program prints would go to a client.
+// Closes a descriptor when its scope ends. It is never 0, 1 or 2: if these are closed, whatever the
+// program prints would go to a client.
 struct Descriptor {
     explicit Descriptor(int opened) : fd(opened) {
         if (opened < 0 || opened > STDERR_FILENO) return;
         fd = ::fcntl(opened, F_DUPFD_CLOEXEC, STDERR_FILENO + 1);
-        close(opened);
+        const int error = errno;
+        ::close(opened);
+        errno = error;
     }
     Descriptor(Descriptor &&other) noexcept : fd(std::exchange(other.fd, -1)) {}
     ~Descriptor() {
-        if (fd >= 0) close(fd);
-    }
-    static void close(int fd) {
-        const int error = errno;
-        ::close(fd);
-        errno = error;
+        if (fd >= 0) ::close(fd);
     }
     operator int() const { return fd; }
     int fd;
@@ -296,14 +293,14 @@ struct WSConnection {
     bool inputEnded = false;  // the peer has shut down its side
     bool stalled = false;     // the kernel did not take everything: waiting for POLLOUT
     bool aboveMark = false;   // more than lowMark() was queued, and some of it still is
-    bool pinged = false;      // since the last sign of life
     bool wantsBody = true;    // false: the request is a HEAD (RFC 9110 9.3.2)
     short ready = 0;          // what poll() found, until it is served
     std::uint16_t closeCode = 0;
     int rateCount = 0;  // messages and pings in the second that began at:
     Microseconds rateSecond = 0;
     Microseconds costlyUntil = 0;    // has rank 2 at least until then
-    Microseconds lastByte = 0;       // when the peer last sent or took something
+    Microseconds lastByte = 0;       // when the peer last sent or took something: it is alive
+    Microseconds lastPing = 0;       // when it was last sent one
     Microseconds since = 0;          // when it was accepted, or when its end began
     Microseconds deadline = 0;       // of the handshake, the ping, or the closing
     std::size_t slot = 0;            // its place in connections_
@@ -356,8 +353,7 @@ struct WSLoop {
     }
 
     void run() {
-        process_ = ::getpid();
-        if (listeners_.empty()) listen();
+        listen();
         while (turn(std::chrono::milliseconds(-1))) {}
     }
 
@@ -563,16 +559,13 @@ struct WSLoop {
     void checkAlive(WSConnection &c) {
         const Microseconds limit = microseconds(config_.pingSeconds);
         if (limit == 0 || now_ - c.lastByte < limit) return;
-        if (c.pinged && now_ >= c.deadline) return drop(c, "no answer");
-        if (std::exchange(c.pinged, true)) return;
+        if (c.lastPing > c.lastByte) {
+            if (now_ >= c.deadline) drop(c, "no answer");
+            return;
+        }
+        c.lastPing = now_;
         c.deadline = now_ + limit;
         queueFrame(c, Opcode::ping, {});
-    }
-
-    // A sign of life: the peer sent or took something.
-    void heardFrom(WSConnection &c) const {
-        c.lastByte = now_;
-        c.pinged = false;
     }
 
     // Starts the shutdown if preShutdown() agrees; ends it at its deadline, or at another signal.
@@ -771,7 +764,7 @@ struct WSLoop {
             size += static_cast<std::size_t>(received);
             stats_.bytesReceived += static_cast<std::uint64_t>(received);
         }
-        heardFrom(c);
+        c.lastByte = now_;
         c.hasUnread = false;
         std::size_t used = 0;
         if (c.state == State::handshaking) used = doHandshake(c, {inbox_.data(), size});
@@ -970,7 +963,7 @@ struct WSLoop {
         Payload payload = c.outbox.sent(size);
         if (payload && !c.reader.message) c.reader.message = std::move(payload);
         stats_.bytesSent += size;
-        if (waited) heardFrom(c);
+        if (waited) c.lastByte = now_;
         if (c.owed > 0) c.deadline = now_ + microseconds(config_.closeSeconds);
         c.owed -= std::min(c.owed, size);
         if (c.queued() > 0 || !c.pong) return;
@@ -1002,7 +995,8 @@ struct WSLoop {
         if (!isUtf8(reason)) throw std::invalid_argument("disconnect(): the reason is not UTF-8");
         WSConnection *c = user.connection_;
         if (c == nullptr) return;
-        if (c == newcomer_ && decision_.status == 0) refuse(user, 403, reason);
+        if (c->state == State::handshaking && decision_.status == 0)
+            decision_.status = 403, decision_.body = reason;
         if (c->state != State::open) return;
         const std::string payload = encodeClose(code, reason);
         std::string cutReason = payload.substr(2);
@@ -1010,37 +1004,20 @@ struct WSLoop {
         end(*c, code, std::move(cutReason), State::closing);
     }
 
-    void refuse(WSBaseUser &user, int status, std::string_view text) {
-        requireNewcomer(user, "refuse()");
-        if (status < 400 || status > 599)
-            throw std::invalid_argument("refuse(): the status must be 400 to 599, not " +
-                                        std::to_string(status));
-        decision_.status = status;
-        decision_.body = text;
-    }
-
-    void setHeader(WSBaseUser &user, std::string_view name, std::string_view value) {
-        requireNewcomer(user, "setHeader()");
-        const WSResponse one{200, {{std::string(name), std::string(value)}}, {}};
-        if (!isSendable(one) || sameIgnoringCase(name, "Upgrade") ||
-            sameIgnoringCase(name.substr(0, 14), "Sec-WebSocket-"))
-            throw std::invalid_argument("setHeader(): " + one.headers[0].first +
-                                        " is the server's own, or its name or value is malformed");
-        decision_.headers.push_back(one.headers[0]);
-    }
-
     void acceptProtocol(WSBaseUser &user, std::string_view protocol) {
-        requireNewcomer(user, "acceptProtocol()");
+        decisionOn(user, "acceptProtocol()");
         const std::string offered = user.request_.header("Sec-WebSocket-Protocol");
         if (chooseProtocol({std::string(protocol)}, offered) != protocol)
             throw std::invalid_argument("acceptProtocol(): the client does not offer it");
         user.protocol_ = protocol.empty() ? nullptr : std::make_unique<const std::string>(protocol);
     }
 
-    void requireNewcomer(const WSBaseUser &user, const char *call) const {
-        if (newcomer_ == nullptr || user.connection_ != newcomer_)
+    // What preConnect() decides. Only in preConnect() has a user a connection without being open.
+    WSResponse &decisionOn(const WSBaseUser &user, const char *call) {
+        if (user.connection_ == nullptr || user.connection_->state != State::handshaking)
             throw std::logic_error(std::string(call) +
                                    " is for preConnect(), and for the user it was called with");
+        return decision_;
     }
 
     // Every call of the program passes here, but run(), turn() and those that suit all threads.
@@ -1213,13 +1190,13 @@ struct WSLoop {
         for (int accepted = 0; accepted < 64; ++accepted) {
             sockaddr_storage peer{};
             Descriptor fd = accept(listener, peer);
-            if (fd < 0 && (errno == EINTR || errno == ECONNABORTED || errno == EPROTO)) continue;
-            if (fd < 0 && wouldBlock(errno)) return;
-            if (fd < 0) {
+            if (fd >= 0) {
+                add(std::move(fd), peer);
+            } else if (errno != EINTR && errno != ECONNABORTED && errno != EPROTO) {
+                if (wouldBlock(errno)) return;
                 restUntil_ = now_ + kRest;
                 return logTrouble("accept", errno);
             }
-            add(std::move(fd), peer);
         }
     }
 
@@ -1359,16 +1336,13 @@ struct WSLoop {
             user.clock_ = &now_;
             user.lastMessage_ = now_;
             user.request_ = WSRequest(std::move(text), encodeAddress(c.address));
-            newcomer_ = &c;
             if (!chosen.empty()) user.protocol_ = std::make_unique<const std::string>(chosen);
             server_.callPreConnect(user, c.fd);
         });
-        newcomer_ = nullptr;
-        if (!returned) decision_.status = 500;
+        if (!returned) decision_.status = 500, decision_.body = "Something went wrong.";
         if (decision_.status != 0) {
             byId_.erase(id);
             c.user.reset();
-            if (!returned) decision_.body = "Something went wrong.";
             return answer(c, plainResponse(decision_.status, decision_.body, decision_.headers),
                           head.path);
         }
@@ -1430,8 +1404,8 @@ struct WSLoop {
 
     // All addresses get the same port. If the system picked one that is taken at another, we retry.
     void listen() {
-        if (!listeners_.empty() || shuttingDown_) return;
         process_ = ::getpid();
+        if (!listeners_.empty() || shuttingDown_) return;
         checkConfig();
         const std::vector<Endpoint> places = resolve();
         const int tries = config_.port == 0 && !unixPath() ? 10 : 1;
@@ -1749,8 +1723,7 @@ struct WSLoop {
     bool polledAll_ = false;                 // not only the front
     bool mustRest_ = false;                  // the kernel has no memory
     bool inSendHook_ = false, inConsole_ = false, shuttingDown_ = false;
-    WSConnection *newcomer_ = nullptr;  // is in preConnect()
-    WSResponse decision_;               // of preConnect(): status 0 lets it in; headers go out
+    WSResponse decision_;  // of preConnect(): status 0 lets the user in; headers go out
 
     // What other threads and signal handlers touch.
     std::array<Descriptor, 2> wakePipe_ = makeWakePipe();
@@ -1793,10 +1766,21 @@ void WSBaseServer::disconnect(WSBaseUser &user, int code, std::string_view reaso
     loop_->verified(&user).disconnect(user, code, reason);
 }
 void WSBaseServer::refuse(WSBaseUser &user, int status, std::string_view text) {
-    loop_->verified(&user).refuse(user, status, text);
+    WSResponse &decision = loop_->verified(&user).decisionOn(user, "refuse()");
+    if (status < 400 || status > 599)
+        throw std::invalid_argument("refuse(): the status must be 400 to 599, not " +
+                                    std::to_string(status));
+    decision.status = status;
+    decision.body = text;
 }
 void WSBaseServer::setHeader(WSBaseUser &user, std::string_view name, std::string_view value) {
-    loop_->verified(&user).setHeader(user, name, value);
+    WSResponse &decision = loop_->verified(&user).decisionOn(user, "setHeader()");
+    const WSResponse one{200, {{std::string(name), std::string(value)}}, {}};
+    if (!isSendable(one) || sameIgnoringCase(name, "Upgrade") ||
+        sameIgnoringCase(name.substr(0, 14), "Sec-WebSocket-"))
+        throw std::invalid_argument("setHeader(): " + one.headers[0].first +
+                                    " is the server's own, or its name or value is malformed");
+    decision.headers.push_back(one.headers[0]);
 }
 void WSBaseServer::acceptProtocol(WSBaseUser &user, std::string_view protocol) {
     loop_->verified(&user).acceptProtocol(user, protocol);
