@@ -56,6 +56,7 @@
 #include <array>
 #include <atomic>
 #include <cerrno>
+#include <charconv>
 #include <cmath>
 #include <csignal>
 #include <cstdio>
@@ -152,13 +153,14 @@ WSResponse plainResponse(int status, std::string_view text, Headers headers = {}
 WSResponse upgradeRequired();
 bool isSendable(const WSResponse &response);
 std::string encodeResponse(const WSResponse &response, std::time_t now, bool withBody);
+std::string_view wordsFor(int number);
 bool isControl(char c);
 bool isToken(std::string_view text);
 bool sameIgnoringCase(std::string_view a, std::string_view b);
 std::size_t countFields(const RequestHead &head, std::string_view name);
-std::string fieldValue(const RequestHead &head, std::string_view name);
 bool isDigit(char c);
-std::vector<std::string_view> splitList(std::string_view list, char separator);
+std::string fieldValue(const RequestHead &head, std::string_view name, const char *joint = ", ");
+std::vector<std::string> splitList(std::string_view list, char separator);
 std::string decodePercent(std::string_view text);
 
 // An IP address in 16 bytes; IPv4 is mapped into IPv6 (RFC 4291 2.5.5.2). Unix sockets have none.
@@ -198,7 +200,6 @@ std::size_t encodeFrameHeader(char *out, Opcode opcode, std::uint64_t length);
 Progress parseClose(std::string_view payload);
 std::string encodeClose(int code, std::string_view reason);
 bool isCloseCode(int code);
-std::string_view closeWords(int code);
 
 // Text is checked in pieces: each check begins in the state in which the last one ended.
 enum Utf8State : std::uint8_t { kInvalid = 0, kBetweenCharacters = 6 };  // and more: section 14
@@ -543,29 +544,25 @@ struct WSLoop {
         for (const auto &c : connections_) guarded(*c, [&] { checkDeadline(*c); });
     }
 
-    // A connection that is ready but not served yet is not judged: its pong may be waiting. (A peer
-    // that takes bytes, but too few for POLLOUT, is alive, too: flush() notices.)
+    // A user that is ready but not served yet is not judged: its pong may be waiting. (A peer that
+    // takes bytes, but too few for POLLOUT, is alive, too: flush() notices.) A user is sent a ping
+    // after pingSeconds of silence, and dropped after as long again.
     void checkDeadline(WSConnection &c) {
         if (c.queued() == 0) c.outbox = Outbox();
         if (c.reader.idle()) c.reader.message = nullptr;
         if (c.stalled) flush(c), touch(c);
-        if (c.state == State::open && !isReady(c)) checkAlive(c);
-        if (c.state == State::handshaking && now_ >= c.deadline && !isReady(c))
-            answer(c, plainResponse(408, "The request took too long."));
-        if (c.state > State::open && now_ >= c.deadline) drop(c, "no answer");
-    }
-
-    // Sends a ping after pingSeconds of silence; drops the peer after as long again.
-    void checkAlive(WSConnection &c) {
         const Microseconds limit = microseconds(config_.pingSeconds);
-        if (limit == 0 || now_ - c.lastByte < limit) return;
-        if (c.lastPing > c.lastByte) {
-            if (now_ >= c.deadline) drop(c, "no answer");
-            return;
+        const bool late = now_ >= c.deadline, waits = c.state <= State::open && isReady(c);
+        const bool silent = limit > 0 && now_ - c.lastByte >= limit;
+        if (waits || (c.state == State::open && !silent)) return;
+        if (c.state == State::open && c.lastPing <= c.lastByte) {
+            c.lastPing = now_;
+            c.deadline = now_ + limit;
+            queueFrame(c, Opcode::ping, {});
+        } else if (late) {
+            if (c.state != State::handshaking) drop(c, "no answer");
+            else answer(c, plainResponse(408, "The request took too long."));
         }
-        c.lastPing = now_;
-        c.deadline = now_ + limit;
-        queueFrame(c, Opcode::ping, {});
     }
 
     // Starts the shutdown if preShutdown() agrees; ends it at its deadline, or at another signal.
@@ -1063,7 +1060,7 @@ struct WSLoop {
     // Calls a user's last two hooks and frees it. The connection may live on, to close properly.
     void sayGoodbye(WSConnection &c) {
         const int code = c.closeCode;
-        const std::string_view words = closeWords(code), reason = c.user->closeReason_;
+        const std::string_view words = wordsFor(code), reason = c.user->closeReason_;
         log(WSLevel::debug, c, " left: ", code, words.empty() ? "" : " ", words,
             reason.empty() ? "" : ": ", reason);
         guarded(c, [&] { ++stats_.disconnects[code < 3000 ? code : code / 1000 * 1000]; });
@@ -1311,12 +1308,11 @@ struct WSLoop {
 
     // Origins are compared in one spelling. Only a browser's can be trusted (RFC 6455 10.2).
     bool originAllowed(const RequestHead &head) const {
-        const std::size_t count = countFields(head, "Origin");
         const std::string value = fieldValue(head, "Origin");
-        if (count == 0 || (origins_.empty() && value.empty())) return !config_.requireOrigin;
-        if (origins_.empty()) return true;
-        const std::optional<std::string> origin = normalOrigin(value);
-        return count == 1 && origin && std::count(origins_.begin(), origins_.end(), *origin) > 0;
+        if (countFields(head, "Origin") == 0) return !config_.requireOrigin;
+        if (origins_.empty()) return !config_.requireOrigin || !value.empty();
+        const std::optional<std::string> origin = normalOrigin(value);  // none if there are two
+        return origin && std::count(origins_.begin(), origins_.end(), *origin) > 0;
     }
 
     // Makes the user, and lets it in unless preConnect() refuses it. What can throw comes before
@@ -1408,13 +1404,12 @@ struct WSLoop {
         if (!listeners_.empty() || shuttingDown_) return;
         checkConfig();
         const std::vector<Endpoint> places = resolve();
-        const int tries = config_.port == 0 && !unixPath() ? 10 : 1;
-        int error = EADDRINUSE;
-        for (int i = 0; i < tries && error == EADDRINUSE; ++i) error = openListeners(places);
+        int error = EADDRINUSE, tries = config_.port == 0 && unixPath().empty() ? 10 : 1;
+        while (error == EADDRINUSE && tries-- > 0) error = openListeners(places);
         if (error != 0)
             throw std::runtime_error(endpointName(config_.port) + ": cannot listen there (" +
                                      std::generic_category().message(error) + "); " +
-                                     advice(error, unixPath().has_value()));
+                                     advice(error, !unixPath().empty()));
         raiseFileLimit();
         lastTick_ = now_ = updateClock();
         lastPeriod_ = tickPeriod();
@@ -1481,36 +1476,33 @@ struct WSLoop {
     // Binds, and replaces the file of a Unix socket that no process listens on: a dead server's.
     // The file's mode is set before listen(), because clients can connect from then on.
     bool bind(int fd, Endpoint &place) {
-        const auto binds = [&] { return ::bind(fd, place.get(), place.size) == 0; };
-        if (place.hasPort()) return binds();
-        const std::string path = *unixPath();
+        const std::string path = unixPath();
         struct stat file {};
-        if (!binds()) {
-            if (errno != EADDRINUSE || ::lstat(path.c_str(), &file) != 0) return false;
-            const Descriptor other(S_ISSOCK(file.st_mode) ? ::socket(AF_UNIX, SOCK_STREAM, 0) : -1);
+        if (!path.empty() && ::lstat(path.c_str(), &file) == 0 && S_ISSOCK(file.st_mode)) {
+            const Descriptor other(::socket(AF_UNIX, SOCK_STREAM, 0));
             if (other >= 0 && setNonBlocking(other) &&
                 ::connect(other, place.get(), place.size) != 0 && errno == ECONNREFUSED)
                 ::unlink(path.c_str());
-            if (!binds()) return false;
         }
+        if (::bind(fd, place.get(), place.size) != 0) return false;
+        if (path.empty()) return true;
         socketPath_ = path;
         return ::chmod(path.c_str(), static_cast<mode_t>(config_.unixMode)) == 0;
     }
 
-    // The path in "unix:/path"; nothing if the address has another form.
-    std::optional<std::string> unixPath() const {
-        if (config_.address.compare(0, 5, "unix:") != 0) return std::nullopt;
-        return config_.address.substr(5);
+    // The path in "unix:/path"; empty if the address has another form.
+    std::string unixPath() const {
+        return config_.address.compare(0, 5, "unix:") == 0 ? config_.address.substr(5) : "";
     }
 
     // Every address that the configured one resolves to, each once.
     std::vector<Endpoint> resolve() const {
         std::vector<Endpoint> places(1);
         if (config_.listenFd >= 0) return places;
-        if (const std::optional<std::string> path = unixPath()) {
+        if (const std::string path = unixPath(); !path.empty()) {
             auto &where = reinterpret_cast<sockaddr_un &>(places[0].address);
             where.sun_family = AF_UNIX;
-            path->copy(where.sun_path, sizeof where.sun_path - 1);
+            path.copy(where.sun_path, sizeof where.sun_path - 1);
             places[0].size = sizeof where;
             return places;
         }
@@ -1519,14 +1511,12 @@ struct WSLoop {
         hints.ai_flags = AI_PASSIVE;
         // Both families for "::", too, which people expect of it.
         const bool every = config_.address.empty() || parseAddress(config_.address) == Address{};
-        const std::string &name = config_.address;
-        const char *host = every ? nullptr : name.c_str();
+        const char *host = every ? nullptr : config_.address.c_str();
         if (const int error = ::getaddrinfo(host, "0", &hints, &list); error != 0)
-            throw std::runtime_error(
-                "address is " + quoted(name) + ": it does not resolve (" + ::gai_strerror(error) +
-                (name.find('[') != name.npos   ? "); write an IPv6 address without brackets"
-                 : name.find(':') != name.npos ? "); write only a host; its port belongs in port"
-                                               : "); set a host name or address of this machine"));
+            throw std::runtime_error("address is " + quoted(config_.address) +
+                                     ": it does not resolve (" + ::gai_strerror(error) +
+                                     "); set a host name or address of this machine (write " +
+                                     "only a host, without brackets: its port belongs in port)");
         const std::unique_ptr<addrinfo, decltype(&::freeaddrinfo)> owner(list, &::freeaddrinfo);
         for (places.clear(); list != nullptr; list = list->ai_next) {
             Endpoint place;
@@ -1544,7 +1534,7 @@ struct WSLoop {
         if (config_.listenFd >= 0) return "listenFd " + std::to_string(config_.listenFd);
         const std::string address =
             config_.address.empty() ? "every address" : "address " + quoted(config_.address);
-        return unixPath() ? address : address + ", port " + std::to_string(port);
+        return !unixPath().empty() ? address : address + ", port " + std::to_string(port);
     }
 
     static std::string quoted(const std::string &text) { return '"' + text + '"'; }
@@ -1606,9 +1596,9 @@ struct WSLoop {
         const WSBaseConfig &c = config_;
         constexpr double kMost = std::numeric_limits<int>::max(), kBytes = 1e15;
         constexpr double kSeconds = 1e6, kLeastSeconds = 0.001;
-        const std::optional<std::string> path = unixPath();
-        if (path && (path->empty() || path->size() >= sizeof(sockaddr_un::sun_path) ||
-                     path->find('\0') != path->npos))
+        const std::string path = unixPath();
+        if (c.address == "unix:" || path.size() >= sizeof(sockaddr_un::sun_path) ||
+            path.find('\0') != path.npos)
             reject("address", quoted(printable(c.address)),
                    "set a path behind \"unix:\" that is no longer than a Unix socket's may be");
         check("unixMode", c.unixMode, 0, 0777, " (0777), such as 0660");
@@ -1952,7 +1942,7 @@ std::string WSRequest::path() const { return std::string(parsed(head_).path); }
 std::string WSRequest::query() const { return std::string(parsed(head_).query); }
 
 std::string WSRequest::parameter(std::string_view name) const {
-    for (const std::string_view pair : splitList(parsed(head_).query, '&')) {
+    for (const std::string &pair : splitList(parsed(head_).query, '&')) {
         const std::size_t equals = std::min(pair.find('='), pair.size());
         if (decodePercent(pair.substr(0, equals)) != name) continue;
         return decodePercent(pair.substr(std::min(equals + 1, pair.size())));
@@ -1975,19 +1965,15 @@ std::vector<std::pair<std::string, std::string>> WSRequest::headers() const {
 }
 
 std::string WSRequest::cookie(std::string_view name) const {
-    for (const Field &field : parsed(head_).fields) {
-        if (!sameIgnoringCase(field.name, "Cookie")) continue;
-        for (const std::string_view pair : splitList(field.value, ';'))
-            if (pair.find('=') == name.size() && pair.substr(0, name.size()) == name)
-                return std::string(pair.substr(name.size() + 1));
+    for (const std::string &pair : splitList(fieldValue(parsed(head_), "Cookie", ";"), ';')) {
+        const std::size_t equals = pair.find('=');
+        if (equals != pair.npos && pair.substr(0, equals) == name) return pair.substr(equals + 1);
     }
     return {};
 }
 
 std::vector<std::string> WSRequest::protocols() const {
-    const std::string offered = header("Sec-WebSocket-Protocol");
-    const std::vector<std::string_view> all = splitList(offered, ',');
-    return std::vector<std::string>(all.begin(), all.end());
+    return splitList(header("Sec-WebSocket-Protocol"), ',');
 }
 
 int WSBaseUser::socket() const { return connection_ == nullptr ? -1 : connection_->fd; }
@@ -2086,12 +2072,12 @@ std::string_view trim(std::string_view text) {
 }
 
 // The elements of a list, trimmed, without the empty ones (RFC 9110 5.6.1.2).
-std::vector<std::string_view> splitList(std::string_view list, char separator) {
-    std::vector<std::string_view> elements;
+std::vector<std::string> splitList(std::string_view list, char separator) {
+    std::vector<std::string> elements;
     while (!list.empty()) {
         const std::size_t end = std::min(list.find(separator), list.size());
         const std::string_view element = trim(list.substr(0, end));
-        if (!element.empty()) elements.push_back(element);
+        if (!element.empty()) elements.emplace_back(element);
         list.remove_prefix(std::min(end + 1, list.size()));
     }
     return elements;
@@ -2103,20 +2089,19 @@ std::size_t countFields(const RequestHead &head, std::string_view name) {
 }
 
 // All values of that name, joined as RFC 9110 5.3 allows.
-std::string fieldValue(const RequestHead &head, std::string_view name) {
+std::string fieldValue(const RequestHead &head, std::string_view name, const char *joint) {
     std::string value;
     bool first = true;
     for (const Field &field : head.fields) {
         if (!sameIgnoringCase(field.name, name)) continue;
-        if (!std::exchange(first, false)) value += ", ";
+        if (!std::exchange(first, false)) value += joint;
         value += field.value;
     }
     return value;
 }
 
 bool listHas(const RequestHead &head, std::string_view name, std::string_view wanted) {
-    const std::string list = fieldValue(head, name);
-    const std::vector<std::string_view> elements = splitList(list, ',');
+    const std::vector<std::string> elements = splitList(fieldValue(head, name), ',');
     const auto same = [&](std::string_view element) { return sameIgnoringCase(element, wanted); };
     return std::any_of(elements.begin(), elements.end(), same);
 }
@@ -2272,7 +2257,7 @@ std::string acceptKey(std::string_view key) {
 
 // The first of ours that the client offers, or none: never other text from the client (4.2.2).
 std::string chooseProtocol(const std::vector<std::string> &ours, std::string_view offered) {
-    const std::vector<std::string_view> theirs = splitList(offered, ',');
+    const std::vector<std::string> theirs = splitList(offered, ',');
     for (const std::string &protocol : ours)
         if (isToken(protocol) && std::count(theirs.begin(), theirs.end(), protocol) > 0)
             return protocol;
@@ -2302,15 +2287,13 @@ std::optional<std::string> normalOrigin(std::string_view text) {
 
 // '+' becomes a space and %41 an A, as forms encode them. A '%' without two hex digits is kept.
 std::string decodePercent(std::string_view text) {
-    constexpr std::string_view kHex = "0123456789abcdef";
-    const auto digit = [&](std::size_t i) {
-        return i < text.size() ? kHex.find(toLower(text[i])) : kHex.npos;
-    };
     std::string decoded;
     for (std::size_t i = 0; i < text.size(); ++i) {
-        const std::size_t high = digit(i + 1), low = digit(i + 2);
-        const bool escape = text[i] == '%' && high != kHex.npos && low != kHex.npos;
-        if (escape) decoded += static_cast<char>(16 * high + low), i += 2;
+        const std::string_view hex = text.substr(i + 1, 2);
+        unsigned value = 0;
+        const auto end = std::from_chars(hex.data(), hex.data() + hex.size(), value, 16).ptr;
+        const bool escape = text[i] == '%' && end == hex.data() + 2;
+        if (escape) decoded += static_cast<char>(value), i += 2;
         else decoded += text[i] == '+' ? ' ' : text[i];
     }
     return decoded;
@@ -2367,8 +2350,7 @@ std::optional<Address> parseForwarded(std::string_view text) {
 std::optional<Address> clientAddress(std::optional<Address> peer,
                                      const std::vector<Network> &trusted, const RequestHead &head) {
     const auto isTrusted = [&](const Network &network) { return isIn(network, peer); };
-    const std::string list = fieldValue(head, "X-Forwarded-For");
-    const std::vector<std::string_view> elements = splitList(list, ',');
+    const std::vector<std::string> elements = splitList(fieldValue(head, "X-Forwarded-For"), ',');
     for (std::size_t i = elements.size(); i-- > 0;) {
         if (std::none_of(trusted.begin(), trusted.end(), isTrusted)) break;
         const std::optional<Address> named = parseForwarded(elements[i]);
@@ -2378,22 +2360,22 @@ std::optional<Address> clientAddress(std::optional<Address> peer,
     return peer;
 }
 
-// The words behind a number in a list such as "200 OK|404 Not Found|", or "".
-std::string_view wordsFor(int number, std::string_view list) {
+// The words for an HTTP status or, for the log, a close code; or "". (Close codes from 3000 on are
+// the program's own: their reason tells more.)
+std::string_view wordsFor(int number) {
+    constexpr std::string_view kWords =
+        "200 OK|204 No Content|301 Moved Permanently|302 Found|303 See Other|304 Not Modified|"
+        "307 Temporary Redirect|308 Permanent Redirect|400 Bad Request|401 Unauthorized|"
+        "403 Forbidden|404 Not Found|405 Method Not Allowed|408 Request Timeout|"
+        "426 Upgrade Required|429 Too Many Requests|431 Request Header Fields Too Large|"
+        "500 Internal Server Error|503 Service Unavailable|"
+        "1000 normal|1001 going away|1002 protocol error|1003 unacceptable data|1005 no code|"
+        "1006 connection lost|1007 invalid data|1008 policy|1009 too big|1010 extension missing|"
+        "1011 internal error|1012 restart|1013 try later|1014 bad gateway|";
     const std::string start = std::to_string(number) + ' ';
-    const std::size_t begin = list.find(start);
-    if (begin == list.npos) return {};
-    return list.substr(begin, list.find('|', begin) - begin).substr(start.size());
-}
-
-std::string_view statusWords(int status) {
-    return wordsFor(status,
-                    "200 OK|204 No Content|301 Moved Permanently|302 Found|303 See Other|"
-                    "304 Not Modified|307 Temporary Redirect|308 Permanent Redirect|"
-                    "400 Bad Request|401 Unauthorized|403 Forbidden|404 Not Found|"
-                    "405 Method Not Allowed|408 Request Timeout|426 Upgrade Required|"
-                    "429 Too Many Requests|431 Request Header Fields Too Large|"
-                    "500 Internal Server Error|503 Service Unavailable|");
+    const std::size_t begin = kWords.find(start);
+    if (begin == kWords.npos) return {};
+    return kWords.substr(begin, kWords.find('|', begin) - begin).substr(start.size());
 }
 
 WSResponse plainResponse(int status, std::string_view text, Headers headers) {
@@ -2437,7 +2419,7 @@ std::string httpDate(std::time_t now) {
 // Each response is the last (RFC 9112 9.6). Connection also names Upgrade, if sent (RFC 9110 7.8).
 std::string encodeResponse(const WSResponse &response, std::time_t now, bool withBody) {
     std::string text = "HTTP/1.1 " + std::to_string(response.status) + ' ';  // RFC 9112 4: even if
-    text.append(statusWords(response.status)).append("\r\n");                // no words follow
+    text.append(wordsFor(response.status)).append("\r\n");                   // no words follow
     bool upgrade = false;
     for (const auto &[name, value] : response.headers) {
         text += name + ": " + value + "\r\n";
@@ -2623,15 +2605,6 @@ bool isCloseCode(int code) {
            (code >= 3000 && code <= 4999);
 }
 
-// For the log. Codes from 3000 on are the program's own: their reason tells more.
-std::string_view closeWords(int code) {
-    return wordsFor(code,
-                    "1000 normal|1001 going away|1002 protocol error|1003 unacceptable data|"
-                    "1005 no code|1006 connection lost|1007 invalid data|1008 policy|"
-                    "1009 too big|1010 extension missing|1011 internal error|1012 restart|"
-                    "1013 try later|1014 bad gateway|");
-}
-
 // Done: the code (1005 if there is none, 7.1.5); the reason follows the bytes used. Bad: a code.
 Progress parseClose(std::string_view payload) {
     if (payload.empty()) return {Progress::done, 0, kNoCode, ""};
@@ -2734,10 +2707,9 @@ std::string_view cutUtf8(std::string_view text, std::size_t size) {
 // === 15. base64 ==================================================================================
 // RFC 4648 4: three bytes are four digits of six bits; missing ones at the end are written as '='.
 
-constexpr std::string_view kDigits =
-    "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
-
 std::string base64Encode(std::string_view bytes) {
+    constexpr std::string_view kDigits =
+        "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
     std::string text;
     for (std::size_t i = 0; i < bytes.size(); i += 3) {
         const std::string_view group = bytes.substr(i, 3);
@@ -2753,8 +2725,6 @@ std::string base64Encode(std::string_view bytes) {
 // === 16. SHA-1 ===================================================================================
 // FIPS 180-4. Broken for signatures; here it only proves that we read the key (RFC 6455 10.8).
 
-using Sha1State = std::array<std::uint32_t, 5>;
-
 std::uint32_t rotateLeft(std::uint32_t x, int n) { return x << n | x >> (32 - n); }
 
 // One step's function and constant (4.1.1, 4.2.1).
@@ -2765,21 +2735,6 @@ std::uint32_t mixed(std::size_t t, std::uint32_t b, std::uint32_t c, std::uint32
     return (b ^ c ^ d) + 0xCA62C1D6;
 }
 
-// 6.1.2: one block of 64 bytes.
-void sha1Block(const char *block, Sha1State &state) {
-    std::array<std::uint32_t, 80> w{};
-    for (std::size_t i = 0; i < 64; ++i)
-        w[i / 4] = w[i / 4] << 8 | static_cast<unsigned char>(block[i]);
-    for (std::size_t t = 16; t < 80; ++t)
-        w[t] = rotateLeft(w[t - 3] ^ w[t - 8] ^ w[t - 14] ^ w[t - 16], 1);
-    Sha1State next = state;
-    for (std::size_t t = 0; t < 80; ++t) {
-        const auto [a, b, c, d, e] = next;
-        next = {rotateLeft(a, 5) + mixed(t, b, c, d) + e + w[t], a, rotateLeft(b, 30), c, d};
-    }
-    for (std::size_t i = 0; i < state.size(); ++i) state[i] += next[i];
-}
-
 std::array<unsigned char, 20> sha1(std::string_view message) {
     // 5.1.1: a one bit, zeros up to 8 bytes before the end of a block, the length in bits.
     std::string padded(message);
@@ -2787,8 +2742,21 @@ std::array<unsigned char, 20> sha1(std::string_view message) {
     while (padded.size() % 64 != 56) padded += '\0';
     const std::uint64_t bits = std::uint64_t{message.size()} * 8;
     for (int shift = 56; shift >= 0; shift -= 8) padded += static_cast<char>(bits >> shift);
-    Sha1State state{0x67452301, 0xEFCDAB89, 0x98BADCFE, 0x10325476, 0xC3D2E1F0};  // 5.3.1
-    for (std::size_t i = 0; i < padded.size(); i += 64) sha1Block(padded.data() + i, state);
+    // 5.3.1, 6.1.2: the initial state, and what each block of 64 bytes makes of it.
+    std::array<std::uint32_t, 5> state{0x67452301, 0xEFCDAB89, 0x98BADCFE, 0x10325476, 0xC3D2E1F0};
+    for (std::size_t block = 0; block < padded.size(); block += 64) {
+        std::array<std::uint32_t, 80> w{};
+        for (std::size_t i = 0; i < 64; ++i)
+            w[i / 4] = w[i / 4] << 8 | static_cast<unsigned char>(padded[block + i]);
+        for (std::size_t t = 16; t < 80; ++t)
+            w[t] = rotateLeft(w[t - 3] ^ w[t - 8] ^ w[t - 14] ^ w[t - 16], 1);
+        auto next = state;
+        for (std::size_t t = 0; t < 80; ++t) {
+            const auto [a, b, c, d, e] = next;
+            next = {rotateLeft(a, 5) + mixed(t, b, c, d) + e + w[t], a, rotateLeft(b, 30), c, d};
+        }
+        for (std::size_t i = 0; i < state.size(); ++i) state[i] += next[i];
+    }
     std::array<unsigned char, 20> digest{};
     for (std::size_t i = 0; i < digest.size(); ++i)
         digest[i] = static_cast<unsigned char>(state[i / 4] >> (24 - 8 * (i % 4)));

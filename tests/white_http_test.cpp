@@ -100,7 +100,7 @@ std::string valueOf(const WSResponse &response, const std::string &name) {
 std::string list(std::string_view text, char separator) {
     std::string joined;
     const Exact exact(text);
-    for (const std::string_view element : splitList(exact.view(), separator))
+    for (const std::string &element : splitList(exact.view(), separator))
         joined.append(element).append("|");
     return joined;
 }
@@ -974,7 +974,7 @@ TEST_CASE("the server's own answers") {
     CHECK(valueOf(upgradeRequired(), "Upgrade") == "websocket;");
     for (const int status : {400, 403, 405, 408, 426, 431, 500, 503}) {
         CAPTURE(status);
-        CHECK(statusWords(status).size() > 1);
+        CHECK(wordsFor(status).size() > 1);
     }
 }
 

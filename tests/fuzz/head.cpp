@@ -153,19 +153,19 @@ void checkRequestOf(std::string_view text, const RequestHead &head) {
 // Goes through X-Forwarded-For from the right, for as long as a proxy is trusted: its own peer
 // only, or every address.
 void checkClient(const RequestHead &head) {
-    const std::string list = fieldValue(head, "X-Forwarded-For");
-    const std::vector<std::string_view> elements = splitList(list, ',');
-    for (const std::string peer : {"192.0.2.1", "2001:db8::1", "unix"}) {
+    const std::vector<std::string> elements = splitList(fieldValue(head, "X-Forwarded-For"), ',');
+    for (const char *name : {"192.0.2.1", "2001:db8::1", "unix"}) {
+        const std::optional<Address> peer = parseAddress(name);  // a Unix socket has none
         check(clientAddress(peer, {}, head) == peer, "without trusted proxies, nothing is read");
         for (const bool all : {false, true}) {
-            std::vector<Network> trusted{*parseNetwork(peer)};
+            std::vector<Network> trusted{*parseNetwork(name)};
             if (all)
                 trusted.insert(trusted.end(), {*parseNetwork("0.0.0.0/0"), *parseNetwork("::/0")});
-            std::string client = peer;
+            std::optional<Address> client = peer;
             for (std::size_t i = elements.size(); i-- > 0 && (all || client == peer);) {
-                const auto address = parseAddress(withoutPort(elements[i]));
+                const auto address = parseForwarded(elements[i]);
                 if (!address) break;
-                client = encodeAddress(*address);
+                client = address;
             }
             check(clientAddress(peer, trusted, head) == client,
                   "a client is the first from the right that is not a trusted proxy");
@@ -195,7 +195,7 @@ void checkParts(std::string_view text) {
             check(parseAddress(encodeAddress(*network->address)) == network->address,
                   "an encoded address can be parsed");
     }
-    for (const std::string_view element : splitList(text, ','))
+    for (const std::string &element : splitList(text, ','))
         check(!element.empty() && trim(element) == element, "elements are trimmed and not empty");
     check(decodePercent(text).size() <= text.size(), "decoding makes no text longer");
 }
