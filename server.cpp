@@ -407,8 +407,7 @@ struct WSLoop {
         if (mustRest_) logTrouble("poll", errno);
         polledAll_ = polledAll_ && !mustRest_;
         now_ = updateClock();
-        for (std::size_t i = begin; i < watched_.size() && ready > 0; ++i)
-            if ((watched_[i].ready = pollfds_[i].revents) != 0) --ready;
+        for (std::size_t i = begin; i < watched_.size(); ++i) ready -= pollfds_[i].revents != 0;
         const pollfd *const entries = pollfds_.data() + watched_.size();
         for (std::size_t slot = 0; slot < polled && ready > 0; ++slot) {
             if (entries[slot].revents == 0) continue;
@@ -656,13 +655,6 @@ struct WSLoop {
         if (connections_.empty()) body_ = nullptr;  // checkDeadlines() would not run
     }
 
-    // A descriptor with a function: a listener, the wake pipe, or one of the program's own.
-    struct Watched {
-        int fd;
-        short ready;  // what poll() found
-        std::shared_ptr<std::function<void(short)>> function;
-    };
-
     void watch(int fd, short events, std::function<void(short)> function, bool first = false) {
         if (fd < 0 || !function)
             throw std::invalid_argument("watch() needs a descriptor and a function to call");
@@ -672,27 +664,27 @@ struct WSLoop {
         unwatch(fd);
         const auto place = static_cast<std::ptrdiff_t>(first ? 0 : watched_.size());
         pollfds_.insert(pollfds_.begin() + place, {fd, events, 0});
-        watched_.insert(watched_.begin() + place, {fd, 0, std::move(shared)});
+        watched_.insert(watched_.begin() + place, std::move(shared));
     }
 
     void unwatch(int fd) {
-        const auto found = std::find_if(watched_.begin(), watched_.end(),
-                                        [&](const Watched &one) { return one.fd == fd; });
-        if (found == watched_.end()) return;
-        const auto last = std::move(found->function);  // its destructor may watch or unwatch
-        pollfds_.erase(pollfds_.begin() + (found - watched_.begin()));
-        watched_.erase(found);
+        const auto end = pollfds_.begin() + static_cast<std::ptrdiff_t>(watched_.size());
+        const auto entry =
+            std::find_if(pollfds_.begin(), end, [&](const pollfd &one) { return one.fd == fd; });
+        if (entry == end) return;
+        const auto place = watched_.begin() + (entry - pollfds_.begin());
+        const auto last = std::move(*place);  // its destructor may watch or unwatch
+        pollfds_.erase(entry);
+        watched_.erase(place);
     }
 
-    // The functions may watch and unwatch, so the search starts over after each.
+    // The functions may watch and unwatch. One that is skipped thereby is due in the next turn.
     void serveWatched() {
-        const auto isReady = [](const Watched &one) { return one.ready != 0; };
-        for (;;) {
-            const auto one = std::find_if(watched_.begin(), watched_.end(), isReady);
-            if (one == watched_.end()) return;
-            const short ready = std::exchange(one->ready, short{0});
-            const int fd = one->fd;
-            const auto function = one->function;  // it may unwatch itself
+        for (std::size_t i = 0; i < watched_.size(); ++i) {
+            const short ready = std::exchange(pollfds_[i].revents, short{0});
+            if (ready == 0) continue;
+            const int fd = pollfds_[i].fd;
+            const auto function = watched_[i];  // it may unwatch itself
             const bool closed = (ready & POLLNVAL) != 0;
             if (closed) log(WSLevel::error, "descriptor ", fd, " was closed without unwatch()");
             const auto call = [&] { (*function)(ready); };
@@ -1001,16 +993,9 @@ struct WSLoop {
         end(*c, code, std::move(cutReason), State::closing);
     }
 
-    void acceptProtocol(WSBaseUser &user, std::string_view protocol) {
-        decisionOn(user, "acceptProtocol()");
-        const std::string offered = user.request_.header("Sec-WebSocket-Protocol");
-        if (chooseProtocol({std::string(protocol)}, offered) != protocol)
-            throw std::invalid_argument("acceptProtocol(): the client does not offer it");
-        user.protocol_ = protocol.empty() ? nullptr : std::make_unique<const std::string>(protocol);
-    }
-
     // What preConnect() decides. Only in preConnect() has a user a connection without being open.
     WSResponse &decisionOn(const WSBaseUser &user, const char *call) {
+        verified(&user);
         if (user.connection_ == nullptr || user.connection_->state != State::handshaking)
             throw std::logic_error(std::string(call) +
                                    " is for preConnect(), and for the user it was called with");
@@ -1083,11 +1068,10 @@ struct WSLoop {
             return "maxUsersPerAddress";
         while (userCount_ >= config_.maxUsers) {
             WSConnection *idlest = nullptr;
-            const auto isEarlier = [&](const WSConnection &c) {
-                return !idlest || c.user->lastMessage_ < idlest->user->lastMessage_;
-            };
             for (const auto &c : connections_)
-                if (c->state == State::open && isEarlier(*c) && isIdle(*c)) idlest = c.get();
+                if (c->state == State::open &&
+                    (!idlest || c->user->lastMessage_ < idlest->user->lastMessage_) && isIdle(*c))
+                    idlest = c.get();
             if (idlest == nullptr) break;
             disconnect(*idlest->user, kGoingAway, "idle");
         }
@@ -1181,11 +1165,19 @@ struct WSLoop {
     // From accept() until the user is open, or the request is answered with anything but 101. The
     // socket, the clock, the limits and the hooks are here; the rules are in section 10.
 
+    struct Endpoint {  // of a socket (sockaddr_in6 has its port where sockaddr_in has it)
+        sockaddr_storage address{};
+        socklen_t size = sizeof address;
+        sockaddr *get() { return reinterpret_cast<sockaddr *>(&address); }
+        bool hasPort() const { return address.ss_family != AF_UNIX; }
+        in_port_t &port() { return reinterpret_cast<sockaddr_in &>(address).sin_port; }
+    };
+
     // Accepts waiting clients. Some may be gone again already, which is normal; after other errors
     // (no descriptor is left; another process has shut the listener down) the listeners rest.
     void connect(int listener) {
         for (int accepted = 0; accepted < 64; ++accepted) {
-            sockaddr_storage peer{};
+            Endpoint peer;
             Descriptor fd = accept(listener, peer);
             if (fd >= 0) {
                 add(std::move(fd), peer);
@@ -1198,13 +1190,11 @@ struct WSLoop {
     }
 
     // Returns -1 and sets errno if no client waits. TCP_NODELAY, because we join small frames here.
-    static Descriptor accept(int listener, sockaddr_storage &peer) {
-        socklen_t size = sizeof peer;
-        auto *address = reinterpret_cast<sockaddr *>(&peer);
+    static Descriptor accept(int listener, Endpoint &peer) {
 #if defined(__linux__) || defined(__FreeBSD__)
-        Descriptor fd(::accept4(listener, address, &size, SOCK_NONBLOCK | SOCK_CLOEXEC));
+        Descriptor fd(::accept4(listener, peer.get(), &peer.size, SOCK_NONBLOCK | SOCK_CLOEXEC));
 #else
-        Descriptor fd(::accept(listener, address, &size));
+        Descriptor fd(::accept(listener, peer.get(), &peer.size));
         if (fd >= 0) setNonBlocking(fd);
 #endif
         if (fd < 0) return fd;
@@ -1231,7 +1221,7 @@ struct WSLoop {
     }
 
     // Adds a connection, still without a user, to the front. Out of memory: the socket is closed.
-    void add(Descriptor fd, const sockaddr_storage &peer) {
+    void add(Descriptor fd, const Endpoint &peer) {
         makePendingRoom();
         try {
             const std::size_t size = connections_.size() + 1;
@@ -1241,7 +1231,7 @@ struct WSLoop {
             growTo(finishing_, size);
             auto c = std::make_unique<WSConnection>(std::move(fd));
             c->slot = connections_.size();
-            c->address = addressOf(peer);
+            c->address = addressOf(peer.address);
             c->lastByte = c->since = now_;
             c->deadline = now_ + microseconds(config_.handshakeSeconds);
             pollfds_.push_back({c->fd, POLLIN, 0});
@@ -1287,7 +1277,6 @@ struct WSLoop {
         return progress.used;
     }
 
-    // Answers with an error or an HTTP response, or lets a new user in.
     void answerRequest(WSConnection &c, const RequestHead &head, std::string text) {
         WSResponse refusal = checkRequest(head);
         if (refusal.status == 0 && !asksForWebSocket(head))
@@ -1364,12 +1353,11 @@ struct WSLoop {
     void answerPlain(WSConnection &c, std::string_view path, std::string text) {
         WSResponse response;
         const WSRequest request(std::move(text), encodeAddress(c.address));
-        const auto ask = [&] { server_.httpRequest(request, response); };
-        const bool returned = callHook(&c, "httpRequest", ask);
-        if (returned && response.status == 0) response = upgradeRequired();
-        const bool fine = returned && isSendable(response);
-        if (returned && !fine)
-            log(WSLevel::error, "httpRequest() gave a response that cannot be sent");
+        const bool fine = callHook(&c, "httpRequest", [&] {
+            server_.httpRequest(request, response);
+            if (response.status == 0) response = upgradeRequired();
+            if (!isSendable(response)) throw std::invalid_argument("the response cannot be sent");
+        });
         answer(c, fine ? response : plainResponse(500, "Something went wrong."), path);
     }
 
@@ -1389,14 +1377,6 @@ struct WSLoop {
 
     // === 7. Listening ============================================================================
     // Sockets, limits and signals: what we ask of the operating system.
-
-    struct Endpoint {  // what bind() takes (sockaddr_in6 has its port where sockaddr_in has it)
-        sockaddr_storage address{};
-        socklen_t size = sizeof address;
-        sockaddr *get() { return reinterpret_cast<sockaddr *>(&address); }
-        bool hasPort() const { return address.ss_family != AF_UNIX; }
-        in_port_t &port() { return reinterpret_cast<sockaddr_in &>(address).sin_port; }
-    };
 
     // All addresses get the same port. If the system picked one that is taken at another, we retry.
     void listen() {
@@ -1577,7 +1557,6 @@ struct WSLoop {
         reject(field, std::to_string(value), range.data());
     }
 
-    // Parses each entry of a list; throws for the first that is malformed.
     template <class Value>
     static std::vector<Value> checked(const char *field, const std::vector<std::string> &entries,
                                       std::optional<Value> parse(std::string_view),
@@ -1699,7 +1678,7 @@ struct WSLoop {
     // First the entries of watched_, of which the listeners come first; then those of connections_,
     // in the same order, of which the front comes first.
     std::vector<pollfd> pollfds_;
-    std::vector<Watched> watched_;
+    std::vector<std::shared_ptr<std::function<void(short)>>> watched_;
     std::vector<std::unique_ptr<WSConnection>> connections_;
     std::size_t front_ = 0;                         // how many have spoken lately
     std::vector<WSConnection *> busy_;              // something happened to them, oldest first
@@ -1756,7 +1735,7 @@ void WSBaseServer::disconnect(WSBaseUser &user, int code, std::string_view reaso
     loop_->verified(&user).disconnect(user, code, reason);
 }
 void WSBaseServer::refuse(WSBaseUser &user, int status, std::string_view text) {
-    WSResponse &decision = loop_->verified(&user).decisionOn(user, "refuse()");
+    WSResponse &decision = loop_->decisionOn(user, "refuse()");
     if (status < 400 || status > 599)
         throw std::invalid_argument("refuse(): the status must be 400 to 599, not " +
                                     std::to_string(status));
@@ -1764,7 +1743,7 @@ void WSBaseServer::refuse(WSBaseUser &user, int status, std::string_view text) {
     decision.body = text;
 }
 void WSBaseServer::setHeader(WSBaseUser &user, std::string_view name, std::string_view value) {
-    WSResponse &decision = loop_->verified(&user).decisionOn(user, "setHeader()");
+    WSResponse &decision = loop_->decisionOn(user, "setHeader()");
     const WSResponse one{200, {{std::string(name), std::string(value)}}, {}};
     if (!isSendable(one) || sameIgnoringCase(name, "Upgrade") ||
         sameIgnoringCase(name.substr(0, 14), "Sec-WebSocket-"))
@@ -1773,7 +1752,11 @@ void WSBaseServer::setHeader(WSBaseUser &user, std::string_view name, std::strin
     decision.headers.push_back(one.headers[0]);
 }
 void WSBaseServer::acceptProtocol(WSBaseUser &user, std::string_view protocol) {
-    loop_->verified(&user).acceptProtocol(user, protocol);
+    loop_->decisionOn(user, "acceptProtocol()");
+    const std::string offered = user.request_.header("Sec-WebSocket-Protocol");
+    if (chooseProtocol({std::string(protocol)}, offered) != protocol)
+        throw std::invalid_argument("acceptProtocol(): the client does not offer it");
+    user.protocol_ = protocol.empty() ? nullptr : std::make_unique<const std::string>(protocol);
 }
 int WSBaseServer::userCount() const { return loop_->verified().userCount_; }
 std::size_t WSBaseServer::slotCount() const { return loop_->verified().connections_.size(); }
@@ -2211,9 +2194,8 @@ WSResponse checkRequest(const RequestHead &head) {
                              {{"Allow", "GET, HEAD"}});
     if (head.path.empty()) return plainResponse(400, "The request target is not a path.");
     std::string_view host, port;
-    const std::string value = fieldValue(head, "Host");
-    const std::size_t hosts = countFields(head, "Host");  // HTTP/1.0 needs none
-    if (!(hosts == 0 && head.http10) && (hosts != 1 || !splitHost(value, host, port)))
+    const std::string value = fieldValue(head, "Host");  // malformed if there are two
+    if (!(head.http10 && countFields(head, "Host") == 0) && !splitHost(value, host, port))
         return plainResponse(400, "There must be one Host header, and it must be valid.");
     const bool hasLength = countFields(head, "Content-Length") > 0;
     if (countFields(head, "Transfer-Encoding") > 0 ||
@@ -2360,8 +2342,7 @@ std::optional<Address> clientAddress(std::optional<Address> peer,
     return peer;
 }
 
-// The words for an HTTP status or, for the log, a close code; or "". (Close codes from 3000 on are
-// the program's own: their reason tells more.)
+// The words for an HTTP status or, for the log, a close code (the program's own have none).
 std::string_view wordsFor(int number) {
     constexpr std::string_view kWords =
         "200 OK|204 No Content|301 Moved Permanently|302 Found|303 See Other|304 Not Modified|"

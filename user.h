@@ -112,6 +112,7 @@ class WSBaseUser {
 
   private:
     friend struct WSLoop;
+    friend class WSBaseServer;
 
     std::uint64_t id_ = 0;
     WSConnection *connection_ = nullptr;   // the socket's side of it
