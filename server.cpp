@@ -171,7 +171,9 @@ struct Network {  // addresses that begin with the same bits; or all Unix socket
     std::optional<Address> address;
     std::size_t bits = 0;
 };
-bool isIpv4(const Address &address);
+bool isIpv4(const Address &address) {
+    return std::equal(kIpv4.begin(), kIpv4.begin() + 12, address.begin());
+}
 bool isIn(const Network &network, const std::optional<Address> &address);
 std::optional<Address> parseAddress(std::string_view text);
 std::string encodeAddress(const std::optional<Address> &address);
@@ -204,7 +206,9 @@ bool isCloseCode(int code);
 // Text is checked in pieces: each check begins in the state in which the last one ended.
 enum Utf8State : std::uint8_t { kInvalid = 0, kBetweenCharacters = 6 };  // and more: section 14
 Utf8State checkUtf8(std::string_view piece, Utf8State state);
-bool isUtf8(std::string_view text);
+bool isUtf8(std::string_view text) {
+    return checkUtf8(text, kBetweenCharacters) == kBetweenCharacters;
+}
 std::string_view cutUtf8(std::string_view text, std::size_t size);
 
 // Turns the bytes of one connection into messages and control frames, however recv() cuts them.
@@ -240,7 +244,7 @@ class MessageReader {
 };
 
 std::string base64Encode(std::string_view bytes);
-std::array<unsigned char, 20> sha1(std::string_view message);
+std::string sha1(std::string_view message);
 
 using Microseconds = std::int64_t;  // of the monotonic clock
 Microseconds microseconds(double seconds) { return std::llround(seconds * 1e6); }
@@ -888,12 +892,11 @@ struct WSLoop {
             return c.queued() == 0 || c.queued() + size <= config_.maxQueuedBytes;
         };
         if (!fits()) flush(c);
-        if (c.state != State::open) return false;
-        if (!fits()) {
+        if (c.state == State::open && !fits()) {
             log(WSLevel::warning, c, " reads too slowly: its queue would exceed maxQueuedBytes");
             end(c, kPolicyViolation, "too slow", State::dead);
-            return false;
         }
+        if (c.state != State::open) return false;
         const Opcode opcode = msg.body_->binary ? Opcode::binary : Opcode::text;
         queueFrame(c, opcode, *payload, payload->size() < kSmall ? nullptr : payload);
         const bool queued = c.state == State::open;
@@ -1006,9 +1009,7 @@ struct WSLoop {
     WSLoop &verified(const WSBaseUser *user = nullptr) {
         const std::thread::id thread = thread_;
         if (thread != std::thread::id() && thread != std::this_thread::get_id())
-            throw std::logic_error(
-                "another thread runs this server: call this in a function that "
-                "you give to post()");
+            throw std::logic_error("another thread runs this server: call this by way of post()");
         if (user != nullptr && user->clock_ != nullptr && user->clock_ != &now_)
             throw std::logic_error("this user belongs to another server");
         return *this;
@@ -1609,11 +1610,9 @@ struct WSLoop {
             if (!isToken(protocol))
                 reject("protocols", quoted(protocol), "not a token, such as \"chat.v1\"");
         origins_ = checked("uniqueOrigin", c.uniqueOrigin, normalOrigin,
-                           "not an origin; write scheme://host or scheme://host:port, without a "
-                           "path or a wildcard, as browsers send it");
+                           "not an origin; write scheme://host or scheme://host:port, no more");
         proxies_ = checked("trustedProxies", c.trustedProxies, parseNetwork,
-                           "not an address or network; write one such as \"10.0.0.1\", "
-                           "\"10.0.0.0/8\", \"fd00::/8\", or \"unix\"");
+                           "write an address, a network such as \"10.0.0.0/8\", or \"unix\"");
     }
 
     static constexpr int kSignals = 65;  // they are numbered from 1 to 64 at most
@@ -1925,10 +1924,10 @@ std::string WSRequest::path() const { return std::string(parsed(head_).path); }
 std::string WSRequest::query() const { return std::string(parsed(head_).query); }
 
 std::string WSRequest::parameter(std::string_view name) const {
-    for (const std::string &pair : splitList(parsed(head_).query, '&')) {
+    for (const std::string &pair : splitList(query(), '&')) {
         const std::size_t equals = std::min(pair.find('='), pair.size());
-        if (decodePercent(pair.substr(0, equals)) != name) continue;
-        return decodePercent(pair.substr(std::min(equals + 1, pair.size())));
+        if (decodePercent(pair.substr(0, equals)) == name)
+            return decodePercent(pair.substr(std::min(equals + 1, pair.size())));
     }
     return {};
 }
@@ -2213,9 +2212,8 @@ bool asksForWebSocket(const RequestHead &head) {
 WSResponse checkUpgrade(const RequestHead &head) {
     if (head.method != "GET") return plainResponse(400, "The opening handshake is a GET.");
     if (head.http10)
-        return plainResponse(400,
-                             "The opening handshake needs HTTP/1.1. Often a proxy made this "
-                             "1.0: nginx needs \"proxy_http_version 1.1;\".");
+        return plainResponse(
+            400, "The handshake needs HTTP/1.1; nginx sends it with \"proxy_http_version 1.1;\".");
     if (!listHas(head, "Upgrade", "websocket") || !listHas(head, "Connection", "Upgrade"))
         return upgradeRequired();
     if (countFields(head, "Sec-WebSocket-Version") > 1)
@@ -2233,8 +2231,7 @@ WSResponse checkUpgrade(const RequestHead &head) {
 // Sec-WebSocket-Accept (RFC 6455 4.2.2, step 5.4).
 std::string acceptKey(std::string_view key) {
     constexpr std::string_view kGuid = "258EAFA5-E914-47DA-95CA-C5AB0DC85B11";  // RFC 6455 1.3
-    const auto digest = sha1(std::string(key).append(kGuid));
-    return base64Encode({reinterpret_cast<const char *>(digest.data()), digest.size()});
+    return base64Encode(sha1(std::string(key).append(kGuid)));
 }
 
 // The first of ours that the client offers, or none: never other text from the client (4.2.2).
@@ -2279,10 +2276,6 @@ std::string decodePercent(std::string_view text) {
         else decoded += text[i] == '+' ? ' ' : text[i];
     }
     return decoded;
-}
-
-bool isIpv4(const Address &address) {
-    return std::equal(kIpv4.begin(), kIpv4.begin() + 12, address.begin());
 }
 
 std::string encodeAddress(const std::optional<Address> &address) {
@@ -2614,14 +2607,13 @@ std::string encodeClose(int code, std::string_view reason) {
 constexpr Utf8State kOneMore{12}, kTwoMore{18}, kThreeMore{24};
 constexpr Utf8State kBehindE0{30}, kBehindED{36}, kBehindF0{42}, kBehindF4{48};
 
-struct Utf8Rule {  // in state `before`, the bytes from `first` to `last` lead to state `after`
-    Utf8State before;
-    unsigned char first, last;
-    Utf8State after;
-};
-
 constexpr std::array<std::uint64_t, 256> utf8Table() {
-    constexpr Utf8Rule kRules[] = {
+    struct Rule {  // in state `before`, the bytes from `first` to `last` lead to state `after`
+        Utf8State before;
+        unsigned char first, last;
+        Utf8State after;
+    };
+    constexpr Rule kRules[] = {
         {kBetweenCharacters, 0x00, 0x7F, kBetweenCharacters},
         {kBetweenCharacters, 0xC2, 0xDF, kOneMore},
         {kBetweenCharacters, 0xE0, 0xE0, kBehindE0},
@@ -2640,7 +2632,7 @@ constexpr std::array<std::uint64_t, 256> utf8Table() {
         {kBehindF4, 0x80, 0x8F, kTwoMore},
     };
     std::array<std::uint64_t, 256> table{};
-    for (const Utf8Rule &rule : kRules)
+    for (const Rule &rule : kRules)
         for (std::size_t byte = rule.first; byte <= rule.last; ++byte)
             table[byte] |= std::uint64_t{rule.after} << rule.before;
     return table;
@@ -2670,10 +2662,6 @@ Utf8State checkUtf8(std::string_view piece, Utf8State begin) {
         piece.remove_prefix(next.size());
     }
     return static_cast<Utf8State>(state);
-}
-
-bool isUtf8(std::string_view text) {
-    return checkUtf8(text, kBetweenCharacters) == kBetweenCharacters;
 }
 
 // At most the first `size` bytes, cut between two characters.
@@ -2716,7 +2704,7 @@ std::uint32_t mixed(std::size_t t, std::uint32_t b, std::uint32_t c, std::uint32
     return (b ^ c ^ d) + 0xCA62C1D6;
 }
 
-std::array<unsigned char, 20> sha1(std::string_view message) {
+std::string sha1(std::string_view message) {
     // 5.1.1: a one bit, zeros up to 8 bytes before the end of a block, the length in bits.
     std::string padded(message);
     padded += '\x80';
@@ -2738,9 +2726,9 @@ std::array<unsigned char, 20> sha1(std::string_view message) {
         }
         for (std::size_t i = 0; i < state.size(); ++i) state[i] += next[i];
     }
-    std::array<unsigned char, 20> digest{};
-    for (std::size_t i = 0; i < digest.size(); ++i)
-        digest[i] = static_cast<unsigned char>(state[i / 4] >> (24 - 8 * (i % 4)));
+    std::string digest;
+    for (const std::uint32_t word : state)
+        for (int shift = 24; shift >= 0; shift -= 8) digest += static_cast<char>(word >> shift);
     return digest;
 }
 

@@ -268,34 +268,25 @@ class WSBaseServer {
 template <class User, class Server>
 class WSUsers {
   public:
-    class iterator {
-      public:
-        iterator(const Server &server, std::size_t slot) : server_(&server), slot_(slot) {
-            settle();
-        }
-        User &operator*() const { return static_cast<User &>(*server_->userInSlot(slot_)); }
-        User *operator->() const { return &**this; }
-        iterator &operator++() {
-            ++slot_;
-            settle();
-            return *this;
-        }
-        bool operator!=(const iterator &) const { return slot_ < server_->slotCount(); }
+    explicit WSUsers(const Server &server) : server_(&server) { settle(); }
+    WSUsers begin() const { return WSUsers(*server_); }
+    WSUsers end() const { return *this; }
 
-      private:
-        void settle() {
-            while (slot_ < server_->slotCount() && !server_->userInSlot(slot_)) ++slot_;
-        }
-        const Server *server_;
-        std::size_t slot_;
-    };
-
-    explicit WSUsers(const Server &server) : server_(&server) {}
-    iterator begin() const { return iterator(*server_, 0); }
-    iterator end() const { return iterator(*server_, server_->slotCount()); }
+    User &operator*() const { return static_cast<User &>(*server_->userInSlot(slot_)); }
+    User *operator->() const { return &**this; }
+    WSUsers &operator++() {
+        ++slot_;
+        settle();
+        return *this;
+    }
+    bool operator!=(const WSUsers &) const { return slot_ < server_->slotCount(); }
 
   private:
+    void settle() {
+        while (slot_ < server_->slotCount() && !server_->userInSlot(slot_)) ++slot_;
+    }
     const Server *server_;
+    std::size_t slot_ = 0;
 };
 
 // === The server to derive from ===================================================================

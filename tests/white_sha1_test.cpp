@@ -10,8 +10,7 @@ namespace {
 
 std::string hexDigest(std::string_view message) {
     const Exact exact(message);
-    const auto digest = sha1(exact.view());
-    return toHex({reinterpret_cast<const char *>(digest.data()), digest.size()});
+    return toHex(sha1(exact.view()));
 }
 
 }  // namespace
