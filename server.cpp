@@ -71,6 +71,7 @@
 #include <stdexcept>
 #include <system_error>
 #include <thread>
+#include <tuple>
 
 #include <arpa/inet.h>
 #include <fcntl.h>
@@ -84,7 +85,7 @@
 #include <sys/un.h>
 #include <unistd.h>
 
-#ifndef MSG_NOSIGNAL  // where it is missing, SO_NOSIGPIPE does the same: see accept()
+#ifndef MSG_NOSIGNAL  // where it is missing, SO_NOSIGPIPE does the same: see add()
 #define MSG_NOSIGNAL 0
 #define WS_SET_NOSIGPIPE
 #endif
@@ -108,8 +109,9 @@ Progress bad(int code, const char *reason) { return {Progress::bad, 0, code, rea
 
 // What a message carries. Its copies share it, and so do the queues in which it waits.
 using Payload = std::shared_ptr<std::string>;
-constexpr std::size_t kSmall = 4 * 1024;  // bytes: less is copied, more is shared or reused
-constexpr std::size_t kMaxPieces = 64;    // for one system call; Linux, BSD and macOS take 1024
+constexpr std::size_t kSmall = 4 * 1024;        // bytes: less is copied, more is shared or reused
+constexpr std::size_t kPieceBytes = 16 * 1024;  // copied bytes are joined up to this size
+constexpr std::size_t kMaxPieces = 64;  // for one system call; Linux, BSD and macOS take 1024
 
 class Outbox {  // the queue of unsent bytes (section 9)
   public:
@@ -154,7 +156,7 @@ WSResponse upgradeRequired();
 bool isSendable(const WSResponse &response);
 std::string encodeResponse(const WSResponse &response, std::time_t now, bool withBody);
 std::string_view wordsFor(int number);
-bool isControl(char c);
+bool isControl(char c) { return (c >= 0 && c < 0x20) || c == 0x7F; }
 bool isToken(std::string_view text);
 bool sameIgnoringCase(std::string_view a, std::string_view b);
 std::size_t countFields(const RequestHead &head, std::string_view name);
@@ -255,9 +257,7 @@ struct Descriptor {
     explicit Descriptor(int opened) : fd(opened) {
         if (opened < 0 || opened > STDERR_FILENO) return;
         fd = ::fcntl(opened, F_DUPFD_CLOEXEC, STDERR_FILENO + 1);
-        const int error = errno;
         ::close(opened);
-        errno = error;
     }
     Descriptor(Descriptor &&other) noexcept : fd(std::exchange(other.fd, -1)) {}
     ~Descriptor() {
@@ -352,7 +352,7 @@ struct WSLoop {
     ~WSLoop() {
         for (const auto &[signal, before] : oldHandlers_) {
             ::sigaction(signal, &before, nullptr);
-            loopFor(signal) = nullptr;
+            loops_[static_cast<std::size_t>(signal)] = nullptr;
         }
         closeListeners();
     }
@@ -367,12 +367,12 @@ struct WSLoop {
             throw std::logic_error("turn() was called in a hook, or by two threads");
         thread_ = std::this_thread::get_id();
         // 1. Poll: which descriptors are ready? From here on, now_ is the time of the whole turn.
-        poll(timeout);
+        const bool polledAll = poll(timeout);
         // 2. Serve the connections that are ready, then whatever else is watched.
         serve();
         serveWatched();
         // 3. Deadlines, if all connections were polled; then shutdown and tick, if they are due.
-        if (now_ >= nextDeadlines_ && polledAll_) checkDeadlines();
+        if (now_ >= nextDeadlines_ && polledAll) checkDeadlines();
         heedStop();
         tick();
         // 4. Finish: write what is queued, call the last hooks of users that leave, close sockets.
@@ -392,24 +392,23 @@ struct WSLoop {
     }
 
     // Polls all connections if it is time to look at the silent ones, or if they are few; otherwise
-    // only the front, and only until that time. Puts ready ones on the busy list.
-    void poll(std::chrono::milliseconds timeout) {
+    // only the front, and only until that time. Puts ready ones on the busy list. True if all were.
+    bool poll(std::chrono::milliseconds timeout) {
         if (std::exchange(mustRest_, false)) ::poll(nullptr, 0, milliseconds(kRest));
         now_ = updateClock();  // the program may have taken its time since the last turn
         const bool due = now_ >= nextFullPoll_ || now_ >= nextDeadlines_;
-        polledAll_ = due || connections_.size() - front_ <= 64;
-        const Microseconds end = std::min(waitUntil(timeout), polledAll_ ? kNever : nextFullPoll_);
+        const bool all = due || connections_.size() - front_ <= 64;
+        const Microseconds end = std::min(waitUntil(timeout), all ? kNever : nextFullPoll_);
         const auto each = static_cast<Microseconds>(5 * connections_.size());
         if (due) nextFullPoll_ = now_ + std::min(each, 50 * kMillisecond);
 
         // Listeners come first in the array; while they rest, poll() starts after them.
         const std::size_t begin = now_ < restUntil_ ? listeners_.size() : 0;
-        const std::size_t polled = polledAll_ ? connections_.size() : front_;
+        const std::size_t polled = all ? connections_.size() : front_;
         int ready = ::poll(&pollfds_[begin], static_cast<nfds_t>(watched_.size() - begin + polled),
                            end == kNever ? -1 : milliseconds(end - now_));
         mustRest_ = ready < 0 && errno != EINTR;  // EINTR is an ordinary end: none was ready
         if (mustRest_) logTrouble("poll", errno);
-        polledAll_ = polledAll_ && !mustRest_;
         now_ = updateClock();
         for (std::size_t i = begin; i < watched_.size(); ++i) ready -= pollfds_[i].revents != 0;
         const pollfd *const entries = pollfds_.data() + watched_.size();
@@ -421,6 +420,7 @@ struct WSLoop {
             if (slot >= front_) swapSlots(slot, front_++);  // that one has been looked at
         }
         if (due) leaveFront();
+        return all && !mustRest_;
     }
 
     // Until when poll() may wait: not at all while there is something to do.
@@ -449,7 +449,6 @@ struct WSLoop {
         }
     }
 
-    // Reads the monotonic clock, and makes sure that it never goes back.
     Microseconds updateClock() {
         timespec now{};
         ::clock_gettime(CLOCK_MONOTONIC, &now);
@@ -682,11 +681,13 @@ struct WSLoop {
         watched_.erase(place);
     }
 
-    // The functions may watch and unwatch. One that is skipped thereby is due in the next turn.
+    // The functions may watch and unwatch, so the search starts over after each.
     void serveWatched() {
-        for (std::size_t i = 0; i < watched_.size(); ++i) {
+        for (;;) {
+            std::size_t i = 0;
+            while (i < watched_.size() && pollfds_[i].revents == 0) ++i;
+            if (i == watched_.size()) return;
             const short ready = std::exchange(pollfds_[i].revents, short{0});
-            if (ready == 0) continue;
             const int fd = pollfds_[i].fd;
             const auto function = watched_[i];  // it may unwatch itself
             const bool closed = (ready & POLLNVAL) != 0;
@@ -696,7 +697,6 @@ struct WSLoop {
         }
     }
 
-    // A byte in the pipe wakes poll().
     static std::array<Descriptor, 2> makeWakePipe() {
         std::array<int, 2> ends{-1, -1};
         const bool made = ::pipe(ends.data()) == 0;
@@ -706,7 +706,6 @@ struct WSLoop {
         return pipe;
     }
 
-    // Legal in a signal handler.
     void wake() noexcept {
         const int error = errno;  // a signal handler must not change it
         while (::write(wakePipe_[1], "", 1) < 0 && errno == EINTR) {}  // full: poll() wakes anyway
@@ -721,7 +720,6 @@ struct WSLoop {
         if (posted_.size() == 1) wake();
     }
 
-    // Empties the pipe, then calls what has been posted so far.
     void callPosted() {
         std::array<char, 64> bytes;
         while (::read(wakePipe_[0], bytes.data(), bytes.size()) ==
@@ -1145,11 +1143,8 @@ struct WSLoop {
             return isControl(c) || (static_cast<unsigned char>(c) >= 0x80 && !utf8);
         };
         std::replace_if(text.begin(), text.end(), isRefused, '?');
-        struct Range {  // characters of which only the last bytes differ
-            std::string_view lead;
-            unsigned char first, last;
-        };
-        constexpr Range kRanges[] = {
+        // Ranges of characters, of which only the last bytes differ.
+        constexpr std::tuple<std::string_view, unsigned char, unsigned char> kRanges[] = {
             {"\xC2", 0x80, 0x9F}, {"\xE2\x80", 0xA8, 0xAE}, {"\xE2\x81", 0xA6, 0xA9}};
         for (const auto &[lead, first, last] : kRanges) {
             for (std::size_t i = 0; (i = text.find(lead, i)) != text.npos; ++i) {
@@ -1179,7 +1174,13 @@ struct WSLoop {
     void connect(int listener) {
         for (int accepted = 0; accepted < 64; ++accepted) {
             Endpoint peer;
-            Descriptor fd = accept(listener, peer);
+#if defined(__linux__) || defined(__FreeBSD__)
+            Descriptor fd(
+                ::accept4(listener, peer.get(), &peer.size, SOCK_NONBLOCK | SOCK_CLOEXEC));
+#else
+            Descriptor fd(::accept(listener, peer.get(), &peer.size));
+            if (fd >= 0) setNonBlocking(fd);
+#endif
             if (fd >= 0) {
                 add(std::move(fd), peer);
             } else if (errno != EINTR && errno != ECONNABORTED && errno != EPROTO) {
@@ -1188,23 +1189,6 @@ struct WSLoop {
                 return logTrouble("accept", errno);
             }
         }
-    }
-
-    // Returns -1 and sets errno if no client waits. TCP_NODELAY, because we join small frames here.
-    static Descriptor accept(int listener, Endpoint &peer) {
-#if defined(__linux__) || defined(__FreeBSD__)
-        Descriptor fd(::accept4(listener, peer.get(), &peer.size, SOCK_NONBLOCK | SOCK_CLOEXEC));
-#else
-        Descriptor fd(::accept(listener, peer.get(), &peer.size));
-        if (fd >= 0) setNonBlocking(fd);
-#endif
-        if (fd < 0) return fd;
-        const int on = 1;
-        ::setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof on);
-#ifdef WS_SET_NOSIGPIPE
-        ::setsockopt(fd, SOL_SOCKET, SO_NOSIGPIPE, &on, sizeof on);
-#endif
-        return fd;
     }
 
     static bool setNonBlocking(int fd) {
@@ -1224,6 +1208,11 @@ struct WSLoop {
     // Adds a connection, still without a user, to the front. Out of memory: the socket is closed.
     void add(Descriptor fd, const Endpoint &peer) {
         makePendingRoom();
+        const int on = 1;
+        ::setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof on);  // we join small frames here
+#ifdef WS_SET_NOSIGPIPE
+        ::setsockopt(fd, SOL_SOCKET, SO_NOSIGPIPE, &on, sizeof on);
+#endif
         try {
             const std::size_t size = connections_.size() + 1;
             growTo(pollfds_, watched_.size() + size);
@@ -1350,7 +1339,6 @@ struct WSLoop {
         callHook(&c, "postConnect", [&] { server_.callPostConnect(*c.user, c.fd); });
     }
 
-    // A GET or HEAD that does not ask for a WebSocket.
     void answerPlain(WSConnection &c, std::string_view path, std::string text) {
         WSResponse response;
         const WSRequest request(std::move(text), encodeAddress(c.address));
@@ -1466,9 +1454,8 @@ struct WSLoop {
                 ::unlink(path.c_str());
         }
         if (::bind(fd, place.get(), place.size) != 0) return false;
-        if (path.empty()) return true;
         socketPath_ = path;
-        return ::chmod(path.c_str(), static_cast<mode_t>(config_.unixMode)) == 0;
+        return path.empty() || ::chmod(path.c_str(), static_cast<mode_t>(config_.unixMode)) == 0;
     }
 
     // The path in "unix:/path"; empty if the address has another form.
@@ -1531,8 +1518,8 @@ struct WSLoop {
 
     // Each connection takes a descriptor, the program a few more. We may raise the soft limit.
     void raiseFileLimit() {
-        const auto users = static_cast<std::uint64_t>(config_.maxUsers);
-        const std::uint64_t wanted = users + static_cast<std::uint64_t>(config_.maxPending) + 64;
+        const auto wanted =
+            static_cast<std::uint64_t>(64LL + config_.maxUsers + config_.maxPending);
         rlimit limit{};
         if (::getrlimit(RLIMIT_NOFILE, &limit) != 0 || limit.rlim_cur >= wanted) return;
         const std::uint64_t most = limit.rlim_max;  // rlim_t may have 32 bits
@@ -1615,17 +1602,12 @@ struct WSLoop {
                            "write an address, a network such as \"10.0.0.0/8\", or \"unix\"");
     }
 
-    static constexpr int kSignals = 65;  // they are numbered from 1 to 64 at most
-
-    // The loop that a signal stops, or null: all that the handler may touch.
-    static std::atomic<WSLoop *> &loopFor(int signal) {
-        static std::array<std::atomic<WSLoop *>, kSignals> servers;
-        return servers[static_cast<std::size_t>(signal)];
-    }
+    // The loop that each signal, 1 to 64 at most, stops, or null: all that the handler may touch.
+    static inline std::array<std::atomic<WSLoop *>, 65> loops_;
 
     // A forked child, and a program in which a hook hangs, end as if there were no server.
     static void onSignal(int signal) {
-        WSLoop *const loop = loopFor(signal);
+        WSLoop *const loop = loops_[static_cast<std::size_t>(signal)];
         if (loop == nullptr) return;
         if (::getpid() == loop->process_ && ++loop->signalsInAll_ < 3) {
             ++loop->signals_;
@@ -1639,9 +1621,9 @@ struct WSLoop {
         process_ = ::getpid();
         oldHandlers_.reserve(oldHandlers_.size() + signals.size());  // no handler must get lost
         for (const int signal : signals) {
-            if (signal < 1 || signal >= kSignals)
+            if (signal < 1 || signal > 64)
                 throw std::invalid_argument("stopOn(): no signal " + std::to_string(signal));
-            std::atomic<WSLoop *> &server = loopFor(signal);
+            std::atomic<WSLoop *> &server = loops_[static_cast<std::size_t>(signal)];
             if (server == this) continue;
             if (server != nullptr)
                 throw std::logic_error("stopOn(): another server handles this signal");
@@ -1688,7 +1670,6 @@ struct WSLoop {
     WSStats stats_;
     std::vector<char> inbox_;                // shared by all connections: idle ones need none
     std::shared_ptr<WSMessage::Body> body_;  // of the last message, kept for the next one
-    bool polledAll_ = false;                 // not only the front
     bool mustRest_ = false;                  // the kernel has no memory
     bool inSendHook_ = false, inConsole_ = false, shuttingDown_ = false;
     WSResponse decision_;  // of preConnect(): status 0 lets the user in; headers go out
@@ -1736,8 +1717,7 @@ void WSBaseServer::disconnect(WSBaseUser &user, int code, std::string_view reaso
 void WSBaseServer::refuse(WSBaseUser &user, int status, std::string_view text) {
     WSResponse &decision = loop_->decisionOn(user, "refuse()");
     if (status < 400 || status > 599)
-        throw std::invalid_argument("refuse(): the status must be 400 to 599, not " +
-                                    std::to_string(status));
+        throw std::invalid_argument("refuse() takes 400 to 599, not " + std::to_string(status));
     decision.status = status;
     decision.body = text;
 }
@@ -1969,9 +1949,6 @@ namespace {
 // one piece for one send(). Pieces are freed as they are sent. When all are, the first one keeps
 // its buffer for the next turn; checkDeadlines() frees it.
 
-// Copied bytes are joined up to this size, because memory is freed piece by piece.
-constexpr std::size_t kPieceBytes = 16 * 1024;
-
 void Outbox::append(std::string_view header, std::string_view payload) {
     const std::size_t size = header.size() + payload.size();
     if (pieces_.empty() || pieces_.back().shared ||
@@ -2029,7 +2006,6 @@ Payload Outbox::sent(std::size_t size) {
 // Of ASCII only, whatever the program's locale is.
 bool isDigit(char c) { return c >= '0' && c <= '9'; }
 char toLower(char c) { return c >= 'A' && c <= 'Z' ? static_cast<char>(c - 'A' + 'a') : c; }
-bool isControl(char c) { return (c >= 0 && c < 0x20) || c == 0x7F; }
 bool areDigits(std::string_view text) { return std::all_of(text.begin(), text.end(), isDigit); }
 
 bool isMadeOf(std::string_view text, std::string_view marks) {
@@ -2257,8 +2233,7 @@ std::optional<std::string> normalOrigin(std::string_view text) {
         !splitHost(std::string_view(origin).substr(colon + 3), host, port) ||
         !isMadeOf(host, "-._[]:"))
         return std::nullopt;
-    const bool hasPort = origin.back() == ':' || !port.empty();
-    if (hasPort && (port.empty() || port[0] == '0')) return std::nullopt;
+    if (origin.back() == ':' || port.substr(0, 1) == "0") return std::nullopt;
     if (port.empty() && (scheme == "http" || scheme == "ws")) port = "80";
     if (port.empty() && (scheme == "https" || scheme == "wss")) port = "443";
     return (scheme + "://").append(host).append(":").append(port);
@@ -2295,8 +2270,7 @@ bool isIn(const Network &network, const std::optional<Address> &address) {
            (rest == 0 || ((*address)[whole] ^ (*network.address)[whole]) >> (8 - rest) == 0);
 }
 
-// "10.0.0.1", "10.0.0.0/8", "fd00::/8", "unix". "::ffff:10.0.0.0/104" is another spelling of the
-// second. A network is all IPv4, or all IPv6.
+// "10.0.0.1", "10.0.0.0/8" (or "::ffff:10.0.0.0/104"), "fd00::/8", "unix". All IPv4, or all IPv6.
 std::optional<Network> parseNetwork(std::string_view text) {
     if (text == "unix") return Network{};
     const std::size_t slash = std::min(text.find('/'), text.size());
@@ -2404,9 +2378,7 @@ std::string encodeResponse(const WSResponse &response, std::time_t now, bool wit
     if (!bodiless) text += "Content-Length: " + std::to_string(response.body.size()) + "\r\n";
     text += "Date: " + httpDate(now) + "\r\n";
     text += upgrade ? "Connection: close, Upgrade\r\n\r\n" : "Connection: close\r\n\r\n";
-    if (!withBody || bodiless) return text;
-    text.reserve(text.size() + response.body.size());
-    return text += response.body;
+    return withBody && !bodiless ? text + response.body : text;
 }
 
 // === 11. Frames ==================================================================================

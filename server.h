@@ -268,22 +268,22 @@ class WSBaseServer {
 template <class User, class Server>
 class WSUsers {
   public:
-    explicit WSUsers(const Server &server) : server_(&server) { settle(); }
-    WSUsers begin() const { return WSUsers(*server_); }
+    explicit WSUsers(const Server &server) : server_(&server) {}
+    WSUsers begin() const { return WSUsers(*server_).settle(); }
     WSUsers end() const { return *this; }
 
     User &operator*() const { return static_cast<User &>(*server_->userInSlot(slot_)); }
     User *operator->() const { return &**this; }
     WSUsers &operator++() {
         ++slot_;
-        settle();
-        return *this;
+        return settle();
     }
     bool operator!=(const WSUsers &) const { return slot_ < server_->slotCount(); }
 
   private:
-    void settle() {
+    WSUsers &settle() {
         while (slot_ < server_->slotCount() && !server_->userInSlot(slot_)) ++slot_;
+        return *this;
     }
     const Server *server_;
     std::size_t slot_ = 0;
