@@ -251,8 +251,7 @@ std::string sha1(std::string_view message);
 using Microseconds = std::int64_t;  // of the monotonic clock
 Microseconds microseconds(double seconds) { return std::llround(seconds * 1e6); }
 
-// Closes a descriptor when its scope ends. It is never 0, 1 or 2: if these are closed, whatever the
-// program prints would go to a client.
+// Closes a descriptor with its scope. Never 0, 1 or 2: a client would get what the program prints.
 struct Descriptor {
     explicit Descriptor(int opened) : fd(opened) {
         if (opened < 0 || opened > STDERR_FILENO) return;
@@ -546,9 +545,9 @@ struct WSLoop {
         for (const auto &c : connections_) guarded(*c, [&] { checkDeadline(*c); });
     }
 
-    // A user that is ready but not served yet is not judged: its pong may be waiting. (A peer that
-    // takes bytes, but too few for POLLOUT, is alive, too: flush() notices.) A user is sent a ping
-    // after pingSeconds of silence, and dropped after as long again.
+    // A connection that is ready but not served yet is not judged: its pong may be waiting. (A peer
+    // that takes bytes, but too few for POLLOUT, is alive, too: flush() notices.) A user is sent a
+    // ping after pingSeconds of silence, and dropped after as long again.
     void checkDeadline(WSConnection &c) {
         if (c.queued() == 0) c.outbox = Outbox();
         if (c.reader.idle()) c.reader.message = nullptr;
