@@ -1601,7 +1601,7 @@ struct WSLoop {
                            "write an address, a network such as \"10.0.0.0/8\", or \"unix\"");
     }
 
-    // The loop that each signal, 1 to 64 at most, stops, or null: all that the handler may touch.
+    // By signal (64 is the last), the loop that it stops, or null: all that the handler may touch.
     static inline std::array<std::atomic<WSLoop *>, 65> loops_;
 
     // A forked child, and a program in which a hook hangs, end as if there were no server.
