@@ -156,7 +156,7 @@ WSResponse upgradeRequired();
 bool isSendable(const WSResponse &response);
 std::string encodeResponse(const WSResponse &response, std::time_t now, bool withBody);
 std::string_view wordsFor(int number);
-bool isControl(char c) { return (c >= 0 && c < 0x20) || c == 0x7F; }
+bool isControl(char c) { return static_cast<unsigned char>(c) < 0x20 || c == 0x7F; }
 bool isToken(std::string_view text);
 bool sameIgnoringCase(std::string_view a, std::string_view b);
 std::size_t countFields(const RequestHead &head, std::string_view name);
