@@ -979,7 +979,7 @@ TEST_CASE("the server's own answers") {
 }
 
 TEST_CASE("dates (RFC 9110 5.6.7), as `date -u` writes them") {
-    const std::pair<std::time_t, std::string> rows[] = {
+    const std::pair<std::int64_t, std::string> rows[] = {
         {0, "Thu, 01 Jan 1970 00:00:00 GMT"},
         {784111777, "Sun, 06 Nov 1994 08:49:37 GMT"},
         {951868799, "Tue, 29 Feb 2000 23:59:59 GMT"},
@@ -994,7 +994,10 @@ TEST_CASE("dates (RFC 9110 5.6.7), as `date -u` writes them") {
         {1767182401, "Wed, 31 Dec 2025 12:00:01 GMT"},
         {2147483648, "Tue, 19 Jan 2038 03:14:08 GMT"},
     };
-    for (const auto &[time, date] : rows) CHECK(httpDate(time) == date);
+    for (const auto &[seconds, date] : rows) {
+        const auto time = static_cast<std::time_t>(seconds);
+        if (time == seconds) CHECK(httpDate(time) == date);  // 32 bits end in January 2038
+    }
 }
 
 TEST_CASE("an IPv6 address does not end at a NUL (found by fuzzing: ipv6-with-nul)") {
