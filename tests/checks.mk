@@ -111,6 +111,36 @@ coverage: | deps-coverage  ## Checks that the tests reach all of server.cpp
 	@tests/coverage/check .build/coverage white=$(coverage_white) \
 	    black=$(firstword $(coverage_black))
 
+# --- other machines ---------------------------------------------------------------------
+
+# What the processor or the C library could make different, under qemu. s390x is big-endian and
+# its `char` is unsigned; armhf and i386 have 32 bits, and i386 computes with 80-bit numbers.
+CROSS ?= s390x armhf i386
+s390x_cxx := s390x-linux-gnu-g++
+armhf_cxx := arm-linux-gnueabihf-g++
+i386_cxx := i686-linux-gnu-g++
+# g++ for armhf notes what was passed differently before version 7.
+cross_flags := -O1 -g1 -Werror -Wno-psabi
+cross_tests := white_tests $(addprefix black_,$(addsuffix _test,frames handshake hooks users loop))
+cross:  ## Runs most tests as on the processors CROSS (s390x armhf i386)
+	@failed=; for each in $(CROSS); do \
+	    $(MAKE) --no-print-directory cross-$$each || failed=1; done; test -z "$$failed"
+
+# $(call cross_rules,PROCESSOR): its folder of .build, the jsoncpp in it, and how the tests run.
+define cross_rules
+$(call rules,$(1))
+$(1)_flags := $(cross_flags)
+.build/$(1)/%: json_cflags = -isystem .build/$(1)/jsoncpp/usr/include/jsoncpp
+.build/$(1)/%: json_libs = $$(wildcard $(CURDIR)/.build/$(1)/jsoncpp/usr/lib/*/libjsoncpp.so) \
+    -Wl,-rpath,$$(wildcard $(CURDIR)/.build/$(1)/jsoncpp/usr/lib/*-linux-*)
+cross-$(1): | deps-$(1)
+	@tests/cross/jsoncpp $(1) .build/$(1)/jsoncpp
+	@rm -f .build/$(1)/unbuilt
+	@$$(MAKE) $$(all_cores) $(cross_tests:%=.build/$(1)/%) || touch .build/$(1)/unbuilt
+	@RUN_WITH='tests/cross/run $(1)' .ci/test .build/$(1) $(cross_tests:%=.build/$(1)/%)
+endef
+$(foreach each,s390x armhf i386,$(eval $(call cross_rules,$(each))))
+
 # --- other peers ------------------------------------------------------------------------
 
 interop: examples examples/auth .build/test/examples/cluster .build/test/examples/chat.html
@@ -235,9 +265,13 @@ deps-coverage: ## for coverage
 deps-valgrind: ## for valgrind
 deps-bench: ## for bench
 deps-micro: ## for bench-micro
+deps-s390x: ## for cross-s390x
+deps-armhf: ## for cross-armhf
+deps-i386: ## for cross-i386
+deps-libcxx: ## for libcxx
 deps-counts: ## for counts
 deps_checks := $(addprefix deps-,lint install interop differential fuzz coverage valgrind bench \
-    micro counts)
+    micro counts s390x armhf i386 libcxx)
 $(deps_checks): deps-%:
 	@CXX='$(CXX)' .ci/deps base $*
 
@@ -248,6 +282,7 @@ deps-cluster: | deps-auth
 endif
 
 .PHONY: lint budgets $(compiled) $(tidied) cppcheck format-check format dropin-check install-check
+.PHONY: cross cross-s390x cross-armhf cross-i386 libcxx
 .PHONY: valgrind tsan coverage interop differential attack attack-check fairness fairness-check
 .PHONY: soak fuzz fuzz-replay bench bench-check bench-micro cluster-bench counts counts-update
 .PHONY: $(deps_checks)
