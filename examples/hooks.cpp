@@ -111,7 +111,7 @@ class HooksServer : public WebSocketServer<HooksUser, HooksConfig> {
     // Input may contain control characters that a terminal would obey.
     static void print(const char *hook, std::string text) {
         for (char &c : text)
-            if ((c >= 0 && c < ' ') || c == 0x7F) c = '?';
+            if (static_cast<unsigned char>(c) < ' ' || c == 0x7F) c = '?';
         std::printf("%-15s %s\n", hook, text.c_str());
         std::fflush(stdout);
     }
