@@ -276,6 +276,9 @@ constexpr int kMaxJsonDepth = 1000;              // jsoncpp recurses for each le
 thread_local const char *jsonTrouble = nullptr;  // to be logged: see JsonTools
 }  // namespace
 
+#ifndef __clang__  // in a unity build, g++ warns that the next two have members from above
+#pragma GCC diagnostic ignored "-Wsubobject-linkage"
+#endif
 struct WSConnection {
     enum class State : unsigned char {  // they only move forward, as the map above shows
         handshaking,  // reading the request's head; no user yet, or one in preConnect

@@ -35,12 +35,6 @@ inline void freeFound(addrinfo *list) {
     if (list != addressesFound) ::freeaddrinfo(list);
 }
 
-// server.cpp keeps its parts in an anonymous namespace, and its structures have members from
-// there. That would only matter if two files of a program included it.
-#if defined(__GNUC__) && !defined(__clang__)
-#pragma GCC diagnostic ignored "-Wsubobject-linkage"
-#endif
-
 #define getaddrinfo lookUp
 #define freeaddrinfo freeFound
 #include "../server.cpp"

@@ -6,10 +6,6 @@
 // Benchmark.
 #include <benchmark/benchmark.h>
 
-#if defined(__GNUC__) && !defined(__clang__)  // see tests/white.h
-#pragma GCC diagnostic ignored "-Wsubobject-linkage"
-#endif
-
 #include "../../server.cpp"
 
 namespace {

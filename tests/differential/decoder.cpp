@@ -20,10 +20,6 @@
 #include <string_view>
 #include <vector>
 
-#if defined(__GNUC__) && !defined(__clang__)
-#pragma GCC diagnostic ignored "-Wsubobject-linkage"
-#endif
-
 #include "../../server.cpp"
 
 namespace {

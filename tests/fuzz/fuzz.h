@@ -7,11 +7,6 @@
 #ifndef WS_TESTS_FUZZ_H
 #define WS_TESTS_FUZZ_H
 
-// server.cpp keeps its parts in an anonymous namespace; see tests/white.h.
-#if defined(__GNUC__) && !defined(__clang__)
-#pragma GCC diagnostic ignored "-Wsubobject-linkage"
-#endif
-
 #include "../../server.cpp"
 
 #include <cstdlib>
