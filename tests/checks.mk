@@ -19,7 +19,26 @@ formatted := $(headers) $(wildcard examples/*.h tests/*.h tests/*/*.h) $(foreign
 strict = $(warnings) -Werror -std=c++17 -I. $(json_cflags) $(brew_cflags) $(auth_cflags) \
     -DEXAMPLES_DIR='""'
 
-lint: budgets format-check cppcheck $(compiled) $(tidied)  ## Sizes, format, warnings, analyzers
+# What other machines and programs do with the sources, as far as a compiler can tell: `unity` is
+# the server and a program in one file, with all headers twice.
+portable := $(addprefix portable/,unity unsigned-char c++20 c++2b libc++)
+ifneq ($(shell command -v apt-get),)  # from Debian's packages
+portable += portable/32-bit portable/musl
+endif
+musl = $(shell ls -d /usr/include/*-linux-musl)
+portable/%: by = g++ clang++
+portable/%: reads = server.cpp examples/hooks.cpp examples/chat.cpp
+portable/unity: reads = .build/unity.cpp
+portable/unsigned-char: as = -funsigned-char
+portable/c++20 portable/c++2b: as = -std=$(@F)
+portable/libc++ portable/32-bit portable/musl: by = clang++
+portable/libc++: as = -stdlib=libc++
+portable/32-bit: as = --target=i686-linux-gnu
+portable/musl: as = --target=$(notdir $(musl)) -nostdlibinc -D_LIBCPP_HAS_MUSL_LIBC \
+    -isystem /usr/include/c++/v1 -isystem $(musl)
+portable/unsigned-char portable/libc++ portable/32-bit: reads += .build/white_tests.cpp
+
+lint: budgets format-check cppcheck $(compiled) $(tidied) $(portable)  ## Sizes, format, warnings, analyzers
 
 budgets:  ## Checks that the sources stay small
 	@tests/budgets
@@ -27,6 +46,13 @@ budgets:  ## Checks that the sources stay small
 $(compiled): compiled/%: | deps-lint
 	$(call say,g++ and clang++ $*)g++ $(strict) -fsyntax-only $* && \
 	    clang++ $(strict) -fsyntax-only $*
+
+$(portable): .build/unity.cpp .build/white_tests.cpp | deps-lint
+	$(call say,$(by) for $(@F))$(foreach each,$(by),$(each) $(strict) $(as) -fsyntax-only \
+	    $(reads) &&) true
+
+.build/unity.cpp: always
+	$(call write,$(patsubst %,'#include "%"',$(headers) $(headers) examples/hooks.cpp server.cpp))
 
 # clang-tidy counts suppressed warnings on standard error, which matters only when it fails.
 $(tidied): tidied/%: | deps-lint
@@ -281,7 +307,7 @@ deps-interop: | deps-cluster
 deps-cluster: | deps-auth
 endif
 
-.PHONY: lint budgets $(compiled) $(tidied) cppcheck format-check format dropin-check install-check
+.PHONY: lint budgets $(compiled) $(tidied) $(portable) cppcheck format-check format dropin-check install-check
 .PHONY: cross cross-s390x cross-armhf cross-i386 libcxx
 .PHONY: valgrind tsan coverage interop differential attack attack-check fairness fairness-check
 .PHONY: soak fuzz fuzz-replay bench bench-check bench-micro cluster-bench counts counts-update
