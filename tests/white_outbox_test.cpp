@@ -218,6 +218,7 @@ TEST_CASE("which payloads can be used again when they are sent") {
         INFO(row.label);
         Payload payload = std::make_shared<std::string>();
         payload->reserve(row.capacity);
+        if (row.capacity <= 4096 && payload->capacity() > 4096) continue;  // libc++ rounds up
         payload->resize(row.size, 'x');
         const std::string *const address = payload.get();
         const Payload held = row.isHeld ? payload : nullptr;
