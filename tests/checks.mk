@@ -167,6 +167,24 @@ cross-$(1): | deps-$(1)
 endef
 $(foreach each,s390x armhf i386,$(eval $(call cross_rules,$(each))))
 
+# As on macOS. jsoncpp's source code is Debian's, in one file, with the same flags.
+libcxx_cxx := clang++
+libcxx_flags := $(test_flags) -stdlib=libc++
+libcxx_tests := .build/libcxx/white_tests
+.build/libcxx/%: json_cflags = -isystem .build/libcxx/jsoncpp/include
+.build/libcxx/%: json_libs = .build/libcxx/jsoncpp.o
+.build/libcxx/jsoncpp.o: extra = -w
+.build/libcxx/jsoncpp.o: .build/libcxx/jsoncpp.cpp
+	$(compile)
+.build/libcxx/jsoncpp.cpp:
+	@printf '#include "jsoncpp/src/lib_json/json_%s.cpp"\n' reader value writer > $@
+$(libcxx_tests): | .build/libcxx/jsoncpp.o
+libcxx: | deps-libcxx  ## Runs the white-box tests over libc++, which macOS has
+	@tests/cross/jsoncpp source .build/libcxx/jsoncpp
+	@rm -f .build/libcxx/unbuilt
+	@$(MAKE) $(all_cores) $(libcxx_tests) || touch .build/libcxx/unbuilt
+	@.ci/test .build/libcxx $(libcxx_tests)
+
 # --- other peers ------------------------------------------------------------------------
 
 interop: examples examples/auth .build/test/examples/cluster .build/test/examples/chat.html
@@ -278,7 +296,7 @@ counts-update: .build/counts  ## Writes that table
 .build/test/tests/differential/decoder.o: extra = $(alone)
 micro_libs := -lbenchmark
 
-$(foreach each,valgrind tsan coverage fuzz,$(eval $(call rules,$(each))))
+$(foreach each,valgrind tsan coverage fuzz libcxx,$(eval $(call rules,$(each))))
 
 # --- what the checks need ---------------------------------------------------------------
 
