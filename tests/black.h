@@ -43,12 +43,16 @@ using namespace std::string_literals;
 using Clock = std::chrono::steady_clock;
 using Strings = std::vector<std::string>;
 
-// The longest wait before a test fails. Under valgrind everything is 20 times slower.
 #ifdef UNDER_VALGRIND
 constexpr bool kUnderValgrind = true;
-constexpr auto kPatience = 60s;
 #else
 constexpr bool kUnderValgrind = false;
+#endif
+
+// The longest wait before a test fails. valgrind and qemu make everything several times slower.
+#if defined(UNDER_VALGRIND) || defined(UNDER_QEMU)
+constexpr auto kPatience = 60s;
+#else
 constexpr auto kPatience = 5s;
 #endif
 constexpr auto kTurn = 2ms;  // the longest that one turn may wait

@@ -146,7 +146,7 @@ s390x_cxx := s390x-linux-gnu-g++
 armhf_cxx := arm-linux-gnueabihf-g++
 i386_cxx := i686-linux-gnu-g++
 # g++ for armhf notes what was passed differently before version 7.
-cross_flags := -O1 -g1 -Werror -Wno-psabi
+cross_flags := -O1 -g1 -Werror -Wno-psabi -DUNDER_QEMU
 cross_tests := white_tests $(patsubst %,black_%_test,config frames handshake hooks listen loop users)
 cross:  ## Runs most tests as on the processors CROSS (s390x armhf i386)
 	@failed=; for each in $(CROSS); do \
