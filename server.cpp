@@ -156,11 +156,11 @@ WSResponse upgradeRequired();
 bool isSendable(const WSResponse &response);
 std::string encodeResponse(const WSResponse &response, std::time_t now, bool withBody);
 std::string_view wordsFor(int number);
+bool isDigit(char c) { return c >= '0' && c <= '9'; }  // of ASCII, whatever the locale is
 bool isControl(char c) { return static_cast<unsigned char>(c) < 0x20 || c == 0x7F; }
 bool isToken(std::string_view text);
 bool sameIgnoringCase(std::string_view a, std::string_view b);
 std::size_t countFields(const RequestHead &head, std::string_view name);
-bool isDigit(char c);
 std::string fieldValue(const RequestHead &head, std::string_view name, const char *joint = ", ");
 std::vector<std::string> splitList(std::string_view list, char separator);
 std::string decodePercent(std::string_view text);
@@ -242,7 +242,7 @@ class MessageReader {
     Opcode opcode_ = Opcode::continuation;  // the message's; continuation: there is none
     bool inPayload_ = false;
     Utf8State utf8_ = kBetweenCharacters;
-    int fragments_ = 0;
+    std::int64_t fragments_ = 0;
 };
 
 std::string base64Encode(std::string_view bytes);
@@ -578,10 +578,8 @@ struct WSLoop {
         signals_ = 0;
         bool doShutdown = true;
         callHook(nullptr, "preShutdown", [&] { server_.preShutdown(doShutdown); });
-        if (!doShutdown) {
-            signalsInAll_ = 0;
-            return log(WSLevel::debug, "preShutdown() objected: the server goes on");
-        }
+        if (!doShutdown) signalsInAll_ = 0;
+        if (!doShutdown) return log(WSLevel::debug, "preShutdown() objected: the server goes on");
         log(WSLevel::debug, "shutting down");
         shuttingDown_ = true;
         shutdownDeadline_ = now_ + microseconds(config_.shutdownSeconds);
@@ -726,11 +724,9 @@ struct WSLoop {
         std::array<char, 64> bytes;
         while (::read(wakePipe_[0], bytes.data(), bytes.size()) ==
                static_cast<ssize_t>(bytes.size())) {}
-        std::vector<std::function<void()>> posted;
-        {
-            const std::lock_guard<std::mutex> lock(mutex_);
-            posted.swap(posted_);
-        }
+        std::unique_lock<std::mutex> lock(mutex_);
+        const auto posted = std::exchange(posted_, {});
+        lock.unlock();
         for (const auto &function : posted) callHook(nullptr, "a function given to post", function);
     }
 
@@ -1437,9 +1433,8 @@ struct WSLoop {
         place.size = sizeof place.address;
         if (::getsockname(socket, place.get(), &place.size) != 0) return errno;
         port_ = place.hasPort() ? ntohs(place.port()) : 0;
-        const int fd = socket;
-        watch(
-            fd, POLLIN, [this, fd](short) { connect(fd); }, true);
+        const auto accepts = [this, fd = socket.fd](short) { connect(fd); };
+        watch(socket, POLLIN, accepts, true);
         listeners_.push_back(std::move(socket));
         return 0;
     }
@@ -1485,8 +1480,10 @@ struct WSLoop {
         if (const int error = ::getaddrinfo(host, "0", &hints, &list); error != 0)
             throw std::runtime_error("address is " + quoted(config_.address) +
                                      ": it does not resolve (" + ::gai_strerror(error) +
-                                     "); set a host name or address of this machine (write " +
-                                     "only a host, without brackets: its port belongs in port)");
+                                     (host[0] == '[' ? "); write an IPv6 address without brackets"
+                                      : std::strchr(host, ':')
+                                          ? "); write only a host; its port belongs in port"
+                                          : "); set a host name or address of this machine"));
         const std::unique_ptr<addrinfo, decltype(&::freeaddrinfo)> owner(list, &::freeaddrinfo);
         for (places.clear(); list != nullptr; list = list->ai_next) {
             Endpoint place;
@@ -1524,8 +1521,8 @@ struct WSLoop {
             static_cast<std::uint64_t>(64LL + config_.maxUsers + config_.maxPending);
         rlimit limit{};
         if (::getrlimit(RLIMIT_NOFILE, &limit) != 0 || limit.rlim_cur >= wanted) return;
-        const std::uint64_t most = limit.rlim_max;  // rlim_t may have 32 bits
-        const rlimit raised{static_cast<rlim_t>(std::min(wanted, most)), limit.rlim_max};
+        const auto most = std::min<std::uint64_t>(wanted, limit.rlim_max);
+        const rlimit raised{static_cast<rlim_t>(most), limit.rlim_max};  // it may have 32 bits
         if (::setrlimit(RLIMIT_NOFILE, &raised) == 0) limit = raised;
         if (limit.rlim_cur < wanted)
             log(WSLevel::warning, "only ", limit.rlim_cur, " files may be open, but maxUsers and ",
@@ -1824,7 +1821,7 @@ bool isMisplaced(char c, char next, bool inNumber) {
 // one, one per array or object, one per comma), and nothing else that jsoncpp accepts against
 // RFC 8259: comments, raw control characters, half surrogate pairs, which are not UTF-8 (8.2).
 bool isWithinLimits(const std::string &text, int maxDepth, int maxValues) {
-    int depth = 0, values = 1;
+    std::int64_t depth = 0, values = 1;
     bool inString = false, inNumber = false;
     std::size_t secondHalf = text.npos;  // where the escape of one must be
     for (std::size_t i = 0; i < text.size(); ++i) {
@@ -2005,8 +2002,6 @@ Payload Outbox::sent(std::size_t size) {
 // The request's head as RFC 9112 wants it and no laxer: where two programs read the same bytes
 // differently (a bare LF, a folded line, two Hosts), one can be tricked through the other.
 
-// Of ASCII only, whatever the program's locale is.
-bool isDigit(char c) { return c >= '0' && c <= '9'; }
 char toLower(char c) { return c >= 'A' && c <= 'Z' ? static_cast<char>(c - 'A' + 'a') : c; }
 bool areDigits(std::string_view text) { return std::all_of(text.begin(), text.end(), isDigit); }
 
@@ -2167,8 +2162,7 @@ Progress parseHead(std::string_view bytes, std::size_t seen, RequestHead &head) 
 // The rules that every request has to keep. Status 0: it does.
 WSResponse checkRequest(const RequestHead &head) {
     if (head.method != "GET" && head.method != "HEAD")
-        return plainResponse(405, "Only GET and HEAD are understood here.",
-                             {{"Allow", "GET, HEAD"}});
+        return plainResponse(405, "Only GET and HEAD are understood.", {{"Allow", "GET, HEAD"}});
     if (head.path.empty()) return plainResponse(400, "The request target is not a path.");
     std::string_view host, port;
     const std::string value = fieldValue(head, "Host");  // malformed if there are two
@@ -2190,8 +2184,7 @@ bool asksForWebSocket(const RequestHead &head) {
 WSResponse checkUpgrade(const RequestHead &head) {
     if (head.method != "GET") return plainResponse(400, "The opening handshake is a GET.");
     if (head.http10)
-        return plainResponse(
-            400, "The handshake needs HTTP/1.1; nginx sends it with \"proxy_http_version 1.1;\".");
+        return plainResponse(400, "The handshake needs HTTP/1.1 (nginx: proxy_http_version 1.1;).");
     if (!listHas(head, "Upgrade", "websocket") || !listHas(head, "Connection", "Upgrade"))
         return upgradeRequired();
     if (countFields(head, "Sec-WebSocket-Version") > 1)
@@ -2329,9 +2322,7 @@ std::string_view wordsFor(int number) {
 }
 
 WSResponse plainResponse(int status, std::string_view text, Headers headers) {
-    const auto isType = [](const auto &field) {
-        return sameIgnoringCase(field.first, "Content-Type");
-    };
+    const auto isType = [](const auto &one) { return sameIgnoringCase(one.first, "Content-Type"); };
     if (std::none_of(headers.begin(), headers.end(), isType))
         headers.emplace_back("Content-Type", "text/plain; charset=utf-8");
     return {status, std::move(headers), std::string(text) + (text.empty() ? "" : "\n")};
@@ -2368,8 +2359,8 @@ std::string httpDate(std::time_t now) {
 
 // Each response is the last (RFC 9112 9.6). Connection also names Upgrade, if sent (RFC 9110 7.8).
 std::string encodeResponse(const WSResponse &response, std::time_t now, bool withBody) {
-    std::string text = "HTTP/1.1 " + std::to_string(response.status) + ' ';  // RFC 9112 4: even if
-    text.append(wordsFor(response.status)).append("\r\n");                   // no words follow
+    std::string text = "HTTP/1.1 " + std::to_string(response.status) + ' ';  // even without words
+    text.append(wordsFor(response.status)).append("\r\n");                   // (RFC 9112 4)
     bool upgrade = false;
     for (const auto &[name, value] : response.headers) {
         text += name + ": " + value + "\r\n";
@@ -2448,8 +2439,8 @@ std::size_t encodeFrameHeader(char *out, Opcode opcode, std::uint64_t length) {
 }
 
 // Octet i of the payload is XORed with octet i MOD 4 of the masking key (RFC 6455 5.3), for a piece
-// that begins at `offset`, also in place. The key is repeated in memory order,
-// so byte order does not matter; compilers vectorize four words. memcpy() reads them unaligned.
+// that begins at `offset`, also in place. The key is repeated in memory order, so byte order does
+// not matter; compilers vectorize four words. memcpy() reads them unaligned.
 void unmask(const char *from, char *to, std::size_t size, std::array<unsigned char, 4> key,
             std::uint64_t offset) {
     std::array<unsigned char, 8> rotated{};
@@ -2517,9 +2508,9 @@ Progress MessageReader::beginFrame(const Limits &limits) {
     const bool inMessage = opcode_ != Opcode::continuation;
     const bool continues = frame_.opcode == Opcode::continuation;
     // A fragmented message is one frame with its opcode, then continuations (RFC 6455 5.4).
-    if (continues && !inMessage)
-        return bad(kProtocolError, "a continuation has nothing to continue");
-    if (!continues && inMessage) return bad(kProtocolError, "a message begins inside another");
+    if (continues != inMessage)
+        return bad(kProtocolError, inMessage ? "a message begins inside another"
+                                             : "a continuation has nothing to continue");
     if (!continues) {
         opcode_ = frame_.opcode;
         filled_ = 0;
