@@ -70,6 +70,9 @@ test: | $(installing)  ## Builds and runs all tests, with sanitizers
 	@$(MAKE) $(all_cores) $(tests) || touch .build/test/unbuilt
 	@.ci/test .build/test $(tests)
 
+new:  ## Makes a project of your own: make new DIR=../mychat
+	@.ci/new '$(DIR)'
+
 clean:  ## Removes all that was built
 	rm -rf .build $(examples) $(demanding)
 
@@ -211,7 +214,7 @@ $(library): .build/plain/server.o
 -include tests/checks.mk
 
 always:
-.PHONY: all library examples auth run game cluster test clean help deps deps-auth deps-cluster
-.PHONY: install uninstall always
+.PHONY: all library examples auth run game cluster new test clean help deps deps-auth
+.PHONY: deps-cluster install uninstall always
 .DELETE_ON_ERROR:
 .SECONDARY:

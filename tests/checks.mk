@@ -14,8 +14,8 @@ checked := $(filter-out tests/%,$(sources))
 compiled := $(addprefix compiled/,$(sources))
 tidied := $(addprefix tidied/,$(checked))
 # The README shows examples/readme.cpp, which therefore has the README's width.
-formatted := $(headers) $(wildcard examples/*.h tests/*.h tests/*/*.h) $(foreign) \
-    $(filter-out examples/readme.cpp,$(sources))
+formatted := $(headers) $(wildcard examples/*.h examples/*/*.cpp tests/*.h tests/*/*.h) \
+    $(foreign) $(filter-out examples/readme.cpp,$(sources))
 strict = $(warnings) -Werror -std=c++17 -I. $(json_cflags) $(brew_cflags) $(auth_cflags) \
     -DEXAMPLES_DIR='""'
 
