@@ -156,14 +156,6 @@ alone = $(if $(is_gcc),-fwhole-program -fno-var-tracking -Wno-maybe-uninitialize
 %/black_examples_test.o: extra = $(alone) -DEXAMPLES_DIR='".build/$(folder)/examples"'
 .build/test/tests/main.o: extra = -fno-sanitize=all
 
-# black_faults_test replaces these system calls of the server with its own functions, which
-# the linker has to see.
-faults_wrap := poll recv send sendmsg accept4 close shutdown socket bind \
-    listen setsockopt getsockname getaddrinfo freeaddrinfo fcntl chmod pipe read write \
-    sigaction getrlimit setrlimit clock_gettime
-%/black_faults_test.o: extra =
-%/black_faults_test: wraps = $(faults_wrap:%=-Wl,--wrap=%)
-
 # --- compiling and linking --------------------------------------------------------------
 
 say = $(if $(V),,@printf '  %s\n' '$(1)';)
@@ -210,7 +202,7 @@ $(library): .build/plain/server.o
 
 -include $(wildcard .build/*/*.d .build/*/*/*.d .build/*/*/*/*.d)
 
-# All further checks; a copy of the project may come without them.
+# What only tests need; a copy of the project may come without them.
 -include tests/checks.mk
 
 always:

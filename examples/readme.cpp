@@ -2,7 +2,7 @@
 
 struct ChatUser : WSBaseUser {
     ChatUser() { maxIdle = 600; }
-    std::string nick = "guest";
+    std::string nick = "guest", room;
 };
 
 struct ChatConfig : WSBaseConfig {
@@ -10,6 +10,9 @@ struct ChatConfig : WSBaseConfig {
 };
 
 class ChatServer : public WebSocketServer<ChatUser, ChatConfig> {
+  public:
+    using WebSocketServer::WebSocketServer;  // ChatServer server(config);
+  private:
     void process(ChatUser &user, WSMessage &msg) override { sendToAllBut(user, msg); }
 };
 

@@ -1,34 +1,44 @@
 // SPDX-License-Identifier: MIT
 // Extendible WebSocket Server
 
-// The README's ready answers. The README quotes the lines between "// [title]" and "// [end]"
-// word for word; here they run.
+// The README's code and its short answers run here. tests/readme.awk makes .build/readme.h of the
+// README, in which each block stands in a copy of the README's program, in a namespace that is
+// called like the block's heading.
 
 #include "black.h"
+#include "readme.h"
+#include "../.build/readme.h"
 
 #include <csignal>
+#include <ctime>
+#include <iomanip>
+#include <iostream>
 #include <map>
+#include <sstream>
+
+#include <sys/resource.h>
+#include <sys/un.h>
+#include <sys/wait.h>
 
 using namespace black;
 
 namespace {
 
-struct ChatUser : WSBaseUser {
-    std::string nick, room, browser;
+template <class Config>
+Config quiet(Config config = Config()) {
+    config.address = "127.0.0.1";
+    config.port = 0;
+    config.debug = false;
+    return config;
+}
+
+// A ChatServer of the README that listens, on a free port.
+template <class ChatServer, class ChatConfig>
+struct Listening : ChatServer {
+    explicit Listening(ChatConfig config = quiet<ChatConfig>()) : ChatServer(std::move(config)) {
+        this->listen();
+    }
 };
-
-using Chat = WebSocketServer<ChatUser, Config>;
-
-// A chat that listens and sends nothing by itself.
-class QuietChat : public Chat {
-  public:
-    explicit QuietChat(Config config = Config()) : Chat(std::move(config)) { listen(); }
-    void process(ChatUser &, WSMessage &) override {}
-};
-
-// Stand-ins for a look into a database and for slow work.
-std::string nickOf(const std::string &session) { return session == "1f2e3d" ? "Ann" : ""; }
-std::string slowAnswer(const std::string &question) { return question + " 42"; }
 
 // The status of the answer to a handshake with these headers.
 int statusFor(WSBaseServer &server, const std::string &target, const std::string &headers = {}) {
@@ -39,17 +49,18 @@ int statusFor(WSBaseServer &server, const std::string &target, const std::string
 
 }  // namespace
 
+TEST_CASE("The README's program sends each message to all other users") {
+    Listening<program::ChatServer, program::ChatConfig> server;
+    Peer ann(server), bob(server);
+    ann.send(frame(kText, "hello"));
+    CHECK(bob.hear() == "text hello");
+    CHECK(ann.hearUntilPong().empty());
+}
+
 TEST_CASE("A hook sends to one user, to all users or to some of them") {
-    class Server : public QuietChat {
+    using namespace send_to_one_to_all_to_some;
+    struct Server : Listening<ChatServer, ChatConfig> {
         void preConnect(ChatUser &user, int) override { user.room = user.request().path(); }
-        void process(ChatUser &user, WSMessage &) override {
-            // [Send to one, to all, to some]
-            sendToUser(user, "for you");
-            sendToAll("for everybody");
-            sendToAllBut(user, "for all but you");
-            sendToIf([&](ChatUser &other) { return other.room == user.room; }, "for your room");
-            // [end]
-        }
     } server;
     Peer ann(server, "/blue"), bob(server, "/blue"), cleo(server, "/red");
     ann.send(frame(kText, "go"));
@@ -61,88 +72,64 @@ TEST_CASE("A hook sends to one user, to all users or to some of them") {
 }
 
 TEST_CASE("A session cookie tells who a user is, and strangers are refused with 401") {
-    class Server : public QuietChat {
-        // [Who is this?]
-        void preConnect(ChatUser &user, int) override {
-            user.nick = nickOf(user.request().cookie("session"));  // your database knows
-            if (user.nick.empty()) refuse(user, 401, "log in first");
-        }
-        void process(ChatUser &user, WSMessage &msg) override {
-            sendToAll(user.nick + " (" + std::to_string(user.id()) + "): " + msg.payload());
-        }
-        // [end]
-    } server;
+    using namespace who_is_this;
+    Listening<ChatServer, ChatConfig> server;
     CHECK(statusFor(server, "/") == 401);
     CHECK(statusFor(server, "/", "Cookie: session=guessed\r\n") == 401);
     Peer ann(server, "/", "Cookie: session=1f2e3d\r\n");
-    ann.send(frame(kText, "hello"));
-    CHECK(ann.hear() == "text Ann (3): hello");
+    CHECK((*server.users().begin()).nick == "Ann");
+}
+
+TEST_CASE("A page learns the reason from a close, not from a refusal") {
+    Server server;
+    server.onPostConnect = [&](User &user) { server.disconnect(user, 4401, "log in first"); };
+    Peer ann(server);
+    CHECK(ann.next().value().payload == "\x11\x31log in first");
 }
 
 TEST_CASE("preConnect() knows the path, the query and the headers") {
-    class Server : public QuietChat {
-        // [Path and headers]
-        void preConnect(ChatUser &user, int) override {
-            const WSRequest &request = user.request();
-            if (request.path() != "/chat") return refuse(user, 404, "the chat is at /chat");
-            user.room = request.parameter("room");  // "blue sky" in "/chat?room=blue+sky"
-            user.browser = request.header("User-Agent");
-        }
-        // [end]
-    } server;
-    CHECK(statusFor(server, "/") == 404);
+    using namespace path_and_headers;
+    Listening<ChatServer, ChatConfig> server;
+    CHECK(statusFor(server, "/", "User-Agent: some browser\r\n") == 404);
+    CHECK(statusFor(server, "/chat") == 403);
     Peer ann(server, "/chat?room=blue+sky", "User-Agent: some browser\r\n");
     CHECK((*server.users().begin()).room == "blue sky");
-    CHECK((*server.users().begin()).browser == "some browser");
 }
 
 TEST_CASE("A close carries a code and a reason, and preDisconnect() knows both") {
-    class Server : public QuietChat {
-      public:
-        Strings ends;
-
-      private:
-        // [Close with a reason]
-        void process(ChatUser &user, WSMessage &msg) override {
-            if (msg.isBinary()) return disconnect(user, 1003, "text only, please");
-            if (msg.payload() == "/quit") disconnect(user, 4000, "see you");
-        }
-        void preDisconnect(ChatUser &user, int) override {  // whichever side closed
-            ends.push_back(std::to_string(user.closeCode()) + ' ' + user.closeReason());
-        }
-        // [end]
-    } server;
-    Peer ann(server), bob(server), cleo(server);
+    using namespace close_with_a_reason;
+    Listening<ChatServer, ChatConfig> server;
+    Peer dora(server), ann(server), bob(server), cleo(server);
     ann.send(frame(kText, "/quit"));
     CHECK(ann.hear() == "close 4000");
+    CHECK(dora.hear() == "text 4000 see you");
     bob.send(frame(kBinary, "/quit"));
+    CHECK(bob.hear() == "text 4000 see you");
     CHECK(bob.hear() == "close 1003");
+    CHECK(dora.hear() == "text 1003 text only, please");
     cleo.send(closeFrame(1001, "gone for lunch"));
-    CHECK(cleo.hear() == "close 1001");
-    pump(server, "three disconnects", [&] { return server.ends.size() == 3; });
-    CHECK(joined(server.ends) == "4000 see you, 1003 text only, please, 1001 gone for lunch");
+    CHECK(dora.hear() == "text 1001 gone for lunch");
+}
+
+TEST_CASE("A user that comes back with its token has its old nick") {
+    using namespace reconnect;
+    Listening<ChatServer, ChatConfig> server;
+    std::string first;
+    {
+        Peer ann(server, "/?token=f3a1");
+        first = server.findUser(1)->nick;
+        ann.reset();
+    }
+    pump(server, "the end of ann", [&] { return server.userCount() == 0; });
+    Peer bob(server, "/?token=77c0"), annAgain(server, "/?token=f3a1");
+    CHECK(first == "guest 1");
+    CHECK(server.findUser(2)->nick == "guest 2");
+    CHECK(server.findUser(3)->nick == "guest 1");
 }
 
 TEST_CASE("Another thread posts its answer to the user that asked") {
-    class Server : public QuietChat {
-      public:
-        ~Server() override {
-            for (std::thread &worker : workers) worker.join();
-        }
-
-      private:
-        std::vector<std::thread> workers;
-        void process(ChatUser &user, WSMessage &msg) override {
-            // [From another thread]
-            workers.emplace_back([this, id = user.id(), question = msg.payload()] {
-                const std::string answer = slowAnswer(question);  // in the worker's thread
-                post([this, id, answer] {                         // in the server's thread
-                    if (ChatUser *asker = findUser(id)) sendToUser(*asker, answer);
-                });
-            });
-            // [end]
-        }
-    } server;
+    using namespace from_another_thread;
+    Listening<ChatServer, ChatConfig> server;
     Peer ann(server), bob(server);
     bob.send(frame(kText, "I am gone before I know:"));
     bob.reset();
@@ -150,27 +137,18 @@ TEST_CASE("Another thread posts its answer to the user that asked") {
     CHECK(ann.hear() == "text the answer is 42");
 }
 
-TEST_CASE("Timers fire in the order of their delays") {
-    class Server : public QuietChat {
-        using QuietChat::QuietChat;
-        std::multimap<std::chrono::steady_clock::time_point, std::function<void()>> timers;
-
-        // [Timers]
-        void tick() override {
-            const auto now = std::chrono::steady_clock::now();
-            while (!timers.empty() && timers.begin()->first <= now)
-                timers.extract(timers.begin()).mapped()();
-        }
-        void after(std::chrono::milliseconds delay, std::function<void()> what) {
-            timers.emplace(std::chrono::steady_clock::now() + delay, std::move(what));
-        }
-        // [end]
+TEST_CASE("Timers fire in the order of their delays, unless they are cancelled") {
+    using namespace timers;
+    struct Server : Listening<ChatServer, ChatConfig> {
+        using Listening::Listening;
         void postConnect(ChatUser &, int) override {
             after(100ms, [this] { sendToAll("later"); });
+            const Timer never = after(20ms, [this] { sendToAll("never"); });
             after(10ms, [this] { sendToAll("soon"); });
+            timers.erase(never);
         }
     };
-    Config config;
+    ChatConfig config = quiet<ChatConfig>();
     config.tickSeconds = 0.01;
     Server server(config);
     Peer ann(server);
@@ -178,16 +156,8 @@ TEST_CASE("Timers fire in the order of their delays") {
 }
 
 TEST_CASE("A health check gets the number of users, other requests get 426") {
-    class Server : public QuietChat {
-        // [Health check]
-        void httpRequest(const WSRequest &request, WSResponse &response) override {
-            if (request.path() != "/health") return;
-            response.status = 200;
-            response.headers = {{"Content-Type", "text/plain"}};
-            response.body = std::to_string(userCount()) + " users\n";
-        }
-        // [end]
-    } server;
+    using namespace health_check;
+    Listening<ChatServer, ChatConfig> server;
     Peer ann(server);
     Client checker(server), other(server);
     checker.send("GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n");
@@ -198,72 +168,236 @@ TEST_CASE("A health check gets the number of users, other requests get 426") {
     CHECK(other.status() == 426);
 }
 
-TEST_CASE("Behind a TLS proxy, only pages of the https origin connect") {
-    Config config;
-    // [TLS]
-    config.address = "unix:/run/chat/socket";  // only the proxy reaches it,
-    config.unixMode = 0660;                    // as a member of the file's group
-    config.uniqueOrigin = {"https://chat.example.com"};
-    // [end]
-    config.address = "127.0.0.1";  // tests/black_listen_test.cpp covers Unix sockets
-    QuietChat server(config);
-    CHECK(statusFor(server, "/", "Origin: https://chat.example.com\r\n") == 101);
-    CHECK(statusFor(server, "/", "Origin: http://chat.example.com\r\n") == 403);
-}
-
-TEST_CASE("Behind a proxy, a user has the address of the real client") {
-    Config config;
-    // [Behind a proxy]
-    config.trustedProxies = {"127.0.0.1", "10.0.0.0/8"};  // your own proxies, no others
-    config.maxUsersPerAddress = 20;                       // counts clients, not proxies
-    config.pingSeconds = 20;                              // less than the proxies' idle timeout
-    // [end]
-    QuietChat server(config);
-    Peer ann(server, "/", "X-Forwarded-For: 192.0.2.99, 192.0.2.7, 10.0.0.1\r\n");
-    CHECK(server.findUser(1)->address() == "192.0.2.7");
-    Peer bob(server);
-    CHECK(server.findUser(2)->address() == "127.0.0.1");
-}
-
-TEST_CASE("Several processes share one port") {
-    Config config;
-    // [Several processes]
-    config.port = 12345;
-    config.reusePort = true;   // then start the program once per core
-    config.maxUsers = 10'000;  // in each of them
-    // [end]
-    config.port = 0;
-    QuietChat first(config);
-    config.port = first.port();
-    const QuietChat second(config);
-    CHECK(second.port() == first.port());
-}
-
-TEST_CASE("SIGTERM makes run() return") {
-    class ChatServer : public QuietChat {
-        using QuietChat::QuietChat;
-        void tick() override { std::raise(SIGTERM); }
+TEST_CASE("Behind a TLS proxy, pages of the https origin connect, with their own addresses") {
+    using namespace tls_or_any_other_proxy_in_front;
+    ChatConfig config;
+    configure(config);
+    CHECK(config.address == "unix:/run/chat/socket");
+    config.address = "unix:/tmp/ws-answers-" + std::to_string(::getpid());
+    Listening<ChatServer, ChatConfig> server([&] {
+        config.debug = false;
+        return config;
+    }());
+    const std::string path = config.address.substr(5);
+    const auto answerTo = [&](const std::string &headers) {
+        const int fd = ::socket(AF_UNIX, SOCK_STREAM, 0);
+        sockaddr_un address{};
+        address.sun_family = AF_UNIX;
+        path.copy(address.sun_path, sizeof address.sun_path - 1);
+        REQUIRE(::connect(fd, reinterpret_cast<sockaddr *>(&address), sizeof address) == 0);
+        const std::string request = upgrade("/", headers);
+        REQUIRE(::send(fd, request.data(), request.size(), 0) ==
+                static_cast<ssize_t>(request.size()));
+        std::string answer(4096, '\0');
+        ssize_t size = -1;
+        pump(server, "an answer", [&] {
+            size = ::recv(fd, answer.data(), answer.size(), MSG_DONTWAIT);
+            return size > 0;
+        });
+        const std::string seen =
+            server.userCount() == 0 ? std::string() : ' ' + (*server.users().begin()).address();
+        ::close(fd);
+        pump(server, "the end", [&] { return server.userCount() == 0; });
+        return answer.substr(9, 3) + seen;
     };
-    Config config;
-    config.tickSeconds = 0.01;
-    // [How to stop]
-    ChatServer server(config);
-    server.stopOn({SIGINT, SIGTERM});
-    server.run();  // returns when all users have received what was queued, and 1001
-    // [end]
-    CHECK(server.userCount() == 0);
+    CHECK(answerTo("Origin: https://chat.example.com\r\nX-Forwarded-For: 192.0.2.7\r\n") ==
+          "101 192.0.2.7");
+    CHECK(answerTo("Origin: http://chat.example.com\r\n") == "403");
 }
 
-TEST_CASE("A new user is told how many users are connected") {
-    class Server : public QuietChat {
-        // [How many users]
-        void postConnect(ChatUser &user, int) override {
-            sendToUser(user, std::to_string(userCount()) + " of at most " +
-                                 std::to_string(config().maxUsers) + " are here");
-        }
-        // [end]
+TEST_CASE("The README's main() ends on SIGTERM") {
+    struct sigaction before {};
+    ::sigaction(SIGTERM, nullptr, &before);
+    auto ended =
+        std::async(std::launch::async, another_port_the_whole_network_a_clean_end::program);
+    const auto end = Clock::now() + kPatience;
+    for (struct sigaction now{};;) {  // until the server has its handler
+        ::sigaction(SIGTERM, nullptr, &now);
+        if (now.sa_handler != before.sa_handler) break;
+        REQUIRE(Clock::now() < end);
+        std::this_thread::yield();
+    }
+    ::kill(::getpid(), SIGTERM);
+    CHECK(ended.wait_for(kPatience) == std::future_status::ready);
+}
+
+TEST_CASE("drained() goes on with what is too large to be sent at once") {
+    struct Server : Listening<sending::ChatServer, sending::ChatConfig> {
+        void postConnect(sending::ChatUser &user, int) override { drained(user); }
     } server;
+    Peer ann(server);
+    for (int i = 99; i >= 0; --i)
+        REQUIRE(ann.next().value().payload ==
+                std::string(100'000, static_cast<char>('a' + i % 26)));
+}
+
+TEST_CASE("JSON goes to everybody with the sender's nick, anything else closes with 1007") {
+    Listening<messages::ChatServer, messages::ChatConfig> server;
     Peer ann(server), bob(server);
-    CHECK(ann.hear() == "text 1 of at most 1000 are here");
-    CHECK(bob.hear() == "text 2 of at most 1000 are here");
+    ann.send(frame(kText, R"({"say":"hello"})"));
+    CHECK(bob.hear() == R"(text {"from":"guest","say":"hello"})");
+    bob.send(frame(kText, "hello"));
+    CHECK(bob.hear() == "close 1007");
+}
+
+TEST_CASE("What a broker says goes to all users until it ends") {
+    using namespace other_descriptors_other_threads;
+    int ends[2] = {-1, -1};
+    REQUIRE(::pipe(ends) == 0);
+    redis.descriptor = ends[0];
+    redis.receive = [&] {
+        char byte = 0;
+        return ::read(ends[0], &byte, 1) == 1 ? std::string(1, byte) : std::string();
+    };
+    Listening<ChatServer, ChatConfig> server;
+    start(server);
+    Peer ann(server), bob(server);
+    REQUIRE(::write(ends[1], "x", 1) == 1);
+    CHECK(ann.hear() == "text x");
+    CHECK(bob.hear() == "text x");
+    ::close(ends[1]);
+    pump(server, "the end", [&] { return redis.hasEnded(); });
+    ::close(ends[0]);  // nobody watches it any more, or this would be logged
+    CHECK(ann.hearUntilPong().empty());
+}
+
+TEST_CASE("The README's table has the real signatures of all hooks") {
+    Listening<hooks::Server, WSBaseConfig> server;
+    Peer ann(server);
+    ann.send(frame(kText, "hello"));
+    CHECK(ann.hearUntilPong().empty());
+}
+
+// --- In short ---------------------------------------------------------------------------------
+// black_readme_test.cpp checks that each item of that list is in the title of a test.
+
+TEST_CASE("In short: Users who only listen stay, with maxIdle = 0 even when the server is full") {
+    Server server([](Config &config) { config.maxUsers = 1; });
+    Peer ann(server);  // black::User has maxIdle = 0
+    CHECK(statusFor(server, "/") == 503);
+    CHECK(ann.hearUntilPong().empty());
+}
+
+TEST_CASE("In short: `backlog() == 0` is false after another send in the same turn") {
+    Server server;
+    Strings seen;
+    const auto look = [&](User &user) { seen.emplace_back(user.backlog() == 0 ? "none" : "some"); };
+    server.onProcess = [&](User &user, WSMessage &msg) {
+        look(user);
+        server.sendToUser(user, msg);
+        look(user);
+    };
+    Peer ann(server);
+    ann.send(frame(kText, "one"));
+    CHECK(ann.hear() == "text one");
+    ann.send(frame(kText, "two"));
+    CHECK(ann.hear() == "text two");
+    CHECK(joined(seen) == "none, some, none, some");
+}
+
+TEST_CASE("In short: JSON of the wrong type makes asString() throw, and closes with 1011") {
+    Server server;
+    server.onProcess = [&](User &user, WSMessage &msg) {
+        const Json::Value &name = msg.json()["name"];
+        const bool asks = msg.json().isMember("ask");
+        if (!asks || name.isString()) server.sendToUser(user, name.asString());
+        else server.sendToUser(user, "not a string");
+    };
+    Peer ann(server);
+    ann.send(frame(kText, R"({"name":"Ann"})"));
+    CHECK(ann.hear() == "text Ann");
+    ann.send(frame(kText, R"({"name":["Ann"],"ask":1})"));
+    CHECK(ann.hear() == "text not a string");
+    ann.send(frame(kText, R"({"name":["Ann"]})"));
+    CHECK(ann.hear() == "close 1011");
+}
+
+TEST_CASE("In short: 1005 and 1006 stand for a Close without a code, and for none") {
+    Server server;
+    Peer ann(server), bob(server);
+    ann.send(frame(kClose, ""));
+    CHECK(ann.hear() == "close");
+    bob.reset();
+    pump(server, "both ends", [&] { return server.userCount() == 0; });
+    server.turn(kTurn);
+    CHECK(joined(server.connectHooks()) ==
+          "preConnect 1, postConnect 1, preConnect 2, postConnect 2, preDisconnect 1 1005, "
+          "postDisconnect, preDisconnect 2 1006, postDisconnect");
+}
+
+TEST_CASE("In short: `shutdown()` and `stop()` do the same") {
+    for (const bool inHook : {true, false}) {
+        Server server;
+        server.onProcess = [&](User &, WSMessage &) { server.shutdown(); };
+        Peer ann(server);
+        if (inHook) ann.send(frame(kText, "stop"));
+        else std::thread([&] { server.stop(); }).join();
+        CHECK(ann.hear() == "close 1001");
+        ann.close();
+        server.takeLastTurns();
+        CHECK(joined(server.connectHooks()) ==
+              "preConnect 1, postConnect 1, preDisconnect 1 1001, postDisconnect");
+    }
+}
+
+// (The override is that of examples/new/main.cpp.)
+TEST_CASE("In short: A log of your own, with times") {
+    struct Own : Server {
+        void console(WSLevel level, std::string_view text) override {
+            const std::time_t now = std::time(nullptr);
+            const char *what = level == WSLevel::error ? "error: " : "";
+            std::clog << std::put_time(std::localtime(&now), "%F %T ") << what << text << '\n';
+        }
+    };
+    const std::ostringstream log;
+    std::streambuf *const before = std::clog.rdbuf(log.rdbuf());
+    {
+        Own server;
+        server.config().debug = true;
+        server.onProcess = [](User &, WSMessage &) { throw std::runtime_error("oh"); };
+        Peer ann(server);
+        ann.send(frame(kText, "hello"));
+        CHECK(ann.hear() == "close 1011");
+    }
+    std::clog.rdbuf(before);
+    const std::string line = log.str().substr(0, log.str().find('\n'));
+    CAPTURE(line);
+    CHECK(line.size() > 20);
+    CHECK(line.substr(0, 2) == "20");  // "2026-11-26 17:45:00 user 1 ..."
+    CHECK(line[10] == ' ');
+    CHECK(line[13] == ':');
+    CHECK(has(log.str(), " error: process() threw: oh"));
+}
+
+TEST_CASE("In short: `users()` has each user once, and ids tell the order of arrival") {
+    Server server;
+    Peer ann(server), bob(server), cleo(server);
+    std::vector<std::uint64_t> ids;
+    for (const User &user : server.users()) ids.push_back(user.id());
+    std::sort(ids.begin(), ids.end());
+    CHECK(ids == std::vector<std::uint64_t>{1, 2, 3});
+}
+
+TEST_CASE("In short: Open files: listen() raises the soft limit, and a child inherits it") {
+    rlimit before{};
+    REQUIRE(::getrlimit(RLIMIT_NOFILE, &before) == 0);
+    const rlimit low{256, before.rlim_max};
+    REQUIRE(::setrlimit(RLIMIT_NOFILE, &low) == 0);
+    Server server;
+    const pid_t child = ::fork();
+    if (child == 0) {
+        rlimit own{};
+        ::getrlimit(RLIMIT_NOFILE, &own);
+        ::_exit(own.rlim_cur > low.rlim_cur ? 42 : 0);
+    }
+    int status = 0;
+    ::waitpid(child, &status, 0);
+    ::setrlimit(RLIMIT_NOFILE, &before);
+    CHECK(WEXITSTATUS(status) == 42);
+}
+
+TEST_CASE("In short: Several processes share one port with `reusePort`") {
+    const Server first([](Config &own) { own.reusePort = true; });
+    const Server second([&](Config &own) { own.reusePort = true, own.port = first.port(); });
+    CHECK(second.port() == first.port());
 }

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: MIT
 // Extendible WebSocket Server
 
-// The README is true: its code is compiled and tested elsewhere, its configuration table has the
-// fields and defaults of config.h, and its first lines have what a new user needs.
+// The README is true: black_answers_test.cpp runs its code, and first-hour/run.mjs its commands.
+// Here its tables are compared with the headers, and its first lines with what a new user needs.
 
 #include <doctest/doctest.h>
 
@@ -12,6 +12,7 @@
 #include <iterator>
 #include <map>
 #include <set>
+#include <sstream>
 #include <string>
 #include <vector>
 
@@ -72,26 +73,6 @@ std::string codeIn(const std::string &text) {
     return text.substr(begin, text.find("```\n", begin) - begin);
 }
 
-using Answers = std::map<std::string, std::string>;  // title, code
-
-// The lines between each "// [title]" and "// [end]", less the indentation of the markers.
-Answers testedAnswers() {
-    Answers answers;
-    std::string title;
-    std::size_t columns = 0;
-    for (const std::string &line : linesOf(read("tests/black_answers_test.cpp"))) {
-        const std::size_t mark = line.find_first_not_of(' ');
-        if (mark != line.npos && line.substr(mark, 4) == "// [" && line.back() == ']') {
-            title = line.substr(mark + 4, line.size() - mark - 5);
-            if (title == "end") title.clear();
-            columns = mark;
-        } else if (!title.empty()) {
-            answers[title] += line.substr(std::min(columns, line.size())) + '\n';
-        }
-    }
-    return answers;
-}
-
 std::string indented(const std::string &code, std::size_t columns) {
     std::string all;
     for (const std::string &line : linesOf(code))
@@ -150,21 +131,60 @@ TEST_CASE("examples/README.md has functions of examples/game.cpp, word for word"
     CHECK(functions == 3);
 }
 
-TEST_CASE("The ready answers are those of tests/black_answers_test.cpp, word for word") {
-    const std::string readme = sectionOf("Ready answers");
-    const Answers tested = testedAnswers();
-    CHECK(tested.size() >= 12);
-    for (const auto &answer : tested) {
-        const std::string &title = answer.first, &code = answer.second;
-        CAPTURE(title);
-        const auto lines = std::count(code.begin(), code.end(), '\n');
-        CHECK(lines >= 3);
-        CHECK(lines <= 8);
-        CHECK(readme.find("### " + title + "\n```cpp\n" + code + "```\n") != readme.npos);
-        CHECK(readme.find('[' + title + "](#" + anchorOf(title) + ')') != readme.npos);
+TEST_CASE("Each block of the README's code has a test in tests/black_answers_test.cpp") {
+    const std::string tests = read("tests/black_answers_test.cpp");
+    const std::string code = read(".build/readme.h"), begin = "\nnamespace ";
+    CHECK(occurrences(code, begin) == occurrences(read("README.md"), "\n```cpp\n") + 1);  // hooks
+    for (std::size_t at = 0; (at = code.find(begin, at)) != code.npos;) {
+        at += begin.size();
+        const std::string name = code.substr(at, code.find(' ', at) - at);
+        CAPTURE(name);
+        const bool isUsed = tests.find("using namespace " + name + ';') != tests.npos ||
+                            tests.find(name + "::") != tests.npos;
+        CHECK(isUsed);
     }
-    CHECK(occurrences(readme, "\n### ") == tested.size());
-    CHECK(occurrences(readme, "\n```cpp\n") == tested.size());
+}
+
+// "- **`shutdown()`** is for hooks, ..." has a test case "In short: `shutdown()` ..."
+TEST_CASE("Each short answer of the README has a test in tests/black_answers_test.cpp") {
+    const std::string tests = read("tests/black_answers_test.cpp");
+    const std::string answers = sectionOf("Ready answers");
+    int count = 0;
+    for (const std::string &line : linesOf(answers.substr(answers.find("### In short")))) {
+        if (line.substr(0, 4) != "- **") continue;
+        const std::string title = line.substr(4, line.find("**", 4) - 4);
+        CAPTURE(title);
+        CHECK(tests.find("TEST_CASE(\"In short: " + title) != tests.npos);
+        ++count;
+    }
+    CHECK(count >= 8);
+}
+
+TEST_CASE("The README's table has all hooks of server.h, with `override`") {
+    std::set<std::string> declared, listed;
+    for (const std::string &line : linesOf(read("server.h")))
+        if (line.substr(0, 17) == "    virtual void " && line.find(" call") == line.npos)
+            declared.insert(line.substr(17, line.find(')') - 16));
+    for (const std::string &line : linesOf(sectionOf("Hooks")))
+        if (line.substr(0, 8) == "| `void ") {
+            listed.insert(line.substr(8, line.find(')') - 7));
+            CHECK(line.substr(line.find(')'), 11) == ") override`");
+        }
+    CHECK(declared.size() == 13);
+    CHECK(listed == declared);
+}
+
+TEST_CASE("The README names the packages of jsoncpp that .ci/deps installs") {
+    const std::string deps = read(".ci/deps"), readme = read("README.md");
+    const std::size_t begin = deps.find("base     jsoncpp ");
+    std::istringstream row(deps.substr(begin, deps.find('\n', begin) - begin));
+    const std::istream_iterator<std::string> words(row);
+    std::vector<std::string> packages(words, {});  // base, jsoncpp, apt, dnf, pacman, apk, brew
+    REQUIRE(packages.size() == 7);
+    for (std::size_t i = 2; i < packages.size(); ++i) {
+        CAPTURE(packages[i]);
+        CHECK(readme.find("`" + packages[i] + "` on ") != readme.npos);
+    }
 }
 
 TEST_CASE("All links within the README lead to a heading") {

@@ -1,8 +1,24 @@
 # SPDX-License-Identifier: MIT
 # Extendible WebSocket Server
 #
-# All checks beyond `make test`, for the Makefile, which includes this file and defines what it
-# uses: `compile`, `link`, their flags, and `rules`. Each check installs what it needs.
+# What `make test` needs besides the Makefile, and all checks beyond it. The Makefile includes this
+# file and defines what it uses: `compile`, `link`, their flags, and `rules`. Each check installs
+# what it needs.
+
+# --- for `make test` ---------------------------------------------------------------------
+
+# The README's code, for black_answers_test.
+.build/readme.h: README.md tests/readme.awk
+	@mkdir -p $(@D); awk -f tests/readme.awk README.md > $@
+%/black_answers_test.o: | .build/readme.h
+
+# black_faults_test replaces these system calls of the server with its own functions, which
+# the linker has to see.
+faults_wrap := poll recv send sendmsg accept4 close shutdown socket bind \
+    listen setsockopt getsockname getaddrinfo freeaddrinfo fcntl chmod pipe read write \
+    sigaction getrlimit setrlimit clock_gettime
+%/black_faults_test.o: extra =
+%/black_faults_test: wraps = $(faults_wrap:%=-Wl,--wrap=%)
 
 # --- lint -------------------------------------------------------------------------------
 
@@ -43,6 +59,7 @@ lint: budgets format-check cppcheck $(compiled) $(tidied) $(portable)  ## Sizes,
 budgets:  ## Checks that the sources stay small
 	@tests/budgets
 
+compiled/tests/black_answers_test.cpp: .build/readme.h
 $(compiled): compiled/%: | deps-lint
 	$(call say,g++ and clang++ $*)g++ $(strict) -fsyntax-only $* && \
 	    clang++ $(strict) -fsyntax-only $*
