@@ -41,8 +41,9 @@ pages := $(wildcard examples/*.html)
 white_sources := $(wildcard tests/white_*_test.cpp)
 black_sources := $(filter-out $(unlinkable),$(wildcard tests/black_*_test.cpp))
 black_tests := $(black_sources:tests/%.cpp=.build/test/%)
-slowest := $(filter %/black_faults_test %/black_users_test,$(black_tests))  # start first
-tests := $(slowest) .build/test/white_tests $(filter-out $(slowest),$(black_tests))
+# A quick test first, because somebody is waiting, with the two that take longest.
+first := $(filter %/black_readme_test %/black_faults_test %/black_users_test,$(black_tests))
+tests := $(first) .build/test/white_tests $(filter-out $(first),$(black_tests))
 
 # --- building, running, testing ---------------------------------------------------------
 
@@ -61,14 +62,16 @@ game: examples/game  ## Starts the game
 # Goals that install something come before all others, even with -j.
 installing := $(filter deps deps-%,$(MAKECMDGOALS))
 
-# make calls itself to use all cores, unless -j says otherwise. When a test cannot be built,
-# the others run all the same, and .ci/test counts a failure.
-all_cores = --no-print-directory -k \
-    $(if $(filter -j%,$(MAKEFLAGS)),,-j$(shell getconf _NPROCESSORS_ONLN))
+# make calls itself, with a job more than there are cores, because tests wait a lot. If a test
+# cannot be built, the others run all the same, and .ci/test counts a failure.
+jobs = $(if $(filter -j%,$(MAKEFLAGS)),,-j$$(($$(getconf _NPROCESSORS_ONLN) + 1)))
+define run_tests
+@rm -f .build/$(1)/*.status .build/$(1)/unbuilt
++@$(3) $(MAKE) --no-print-directory -k $(jobs) $(2:=.ran) || touch .build/$(1)/unbuilt
+@.ci/test .build/$(1) $(2)
+endef
 test: | $(installing)  ## Builds and runs all tests, with sanitizers
-	@rm -f .build/test/unbuilt
-	@$(MAKE) $(all_cores) $(tests) || touch .build/test/unbuilt
-	@.ci/test .build/test $(tests)
+	$(call run_tests,test,$(tests))
 
 new:  ## Makes a project of your own: make new DIR=../mychat
 	@.ci/new '$(DIR)'
@@ -145,7 +148,8 @@ auth_libs := $(brew:%=-L%/opt/openssl@3/lib) -lcrypto
 # Tests, and the programs that they start, always have sanitizers. They take longer to
 # compile than to run; without optimization the compiler needs half the time.
 test_flags := -O0 -g1 -fno-omit-frame-pointer -fsanitize=address,undefined \
-    -fno-sanitize-recover=all
+    -fno-sanitize-recover=all -fno-sanitize=null,alignment,vptr
+.build/test/server.o: extra = -fsanitize=null,alignment,vptr
 
 # Nothing outside a test uses what the test defines. -fwhole-program tells g++ so, which
 # then leaves out unused functions and needs a third of the time. (Its "maybe uninitialized"
@@ -185,6 +189,9 @@ $(black_sources:tests/%.cpp=.build/$(1)/%): .build/$(1)/%: .build/$(1)/tests/%.o
 	$$(link)
 $(patsubst %,.build/$(1)/%,$(examples) $(demanding)): %: %.o .build/$(1)/server.o
 	$$(link)
+.build/$(1)/%.ran: .build/$(1)/server.o .build/$(1)/tests/main.o .build/readme.h
+	@$$(MAKE) --no-print-directory $$(@:.ran=)
+	@.ci/test --one $$(@:.ran=)
 $(pages:%=.build/$(1)/%): .build/$(1)/%: %
 	@mkdir -p $$(@D) && cp $$< $$@
 .build/$(1)/black_examples_test: | $(patsubst %,.build/$(1)/%,$(examples) $(pages))

@@ -125,16 +125,12 @@ memcheck := valgrind --quiet --error-exitcode=99 --leak-check=full \
     --show-leak-kinds=definite,possible --errors-for-leak-kinds=definite,possible \
     --soname-synonyms=somalloc=nouserintercepts --log-file=%q{BASE}.sanitizer.%p
 valgrind: | deps-valgrind  ## Runs the tests under valgrind
-	@rm -f .build/valgrind/unbuilt
-	@$(MAKE) $(all_cores) $(valgrind_tests) || touch .build/valgrind/unbuilt
-	@RUN_WITH='$(memcheck)' .ci/test .build/valgrind $(valgrind_tests)
+	$(call run_tests,valgrind,$(valgrind_tests),RUN_WITH='$(memcheck)')
 
 tsan_flags := -O1 -g -fsanitize=thread
 tsan_tests := .build/tsan/black_threads_test .build/tsan/black_shutdown_test
 tsan:  ## Runs the tests that have threads under the thread sanitizer
-	@rm -f .build/tsan/unbuilt
-	@$(MAKE) $(all_cores) $(tsan_tests) || touch .build/tsan/unbuilt
-	@.ci/test .build/tsan $(tsan_tests)
+	$(call run_tests,tsan,$(tsan_tests))
 
 # clang++ counts in server.cpp and nowhere else. server.cpp is compiled twice, once inside the
 # white-box tests; the names of the profiles keep the two apart.
@@ -148,9 +144,8 @@ coverage_black := $(black_tests:.build/test/%=.build/coverage/%)
 profile = LLVM_PROFILE_FILE='$(CURDIR)/.build/coverage/$(1).%m.profraw'
 coverage: | deps-coverage  ## Checks that the tests reach all of server.cpp
 	@rm -f .build/coverage/*.profraw
-	@$(MAKE) $(all_cores) $(coverage_white) $(coverage_black)
-	@$(call profile,white) .ci/test .build/coverage $(coverage_white)
-	@$(call profile,black) .ci/test .build/coverage $(coverage_black)
+	$(call run_tests,coverage,$(coverage_white),$(call profile,white))
+	$(call run_tests,coverage,$(coverage_black),$(call profile,black))
 	@tests/coverage/check .build/coverage white=$(coverage_white) \
 	    black=$(firstword $(coverage_black))
 
