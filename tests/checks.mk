@@ -329,7 +329,7 @@ deps-counts: ## for counts
 deps_checks := $(addprefix deps-,lint install interop differential fuzz coverage valgrind bench \
     micro counts s390x armhf i386 libcxx)
 $(deps_checks): deps-%:
-	@CXX='$(CXX)' .ci/deps base $*
+	@CXX='$(CXX)' .ci/deps base test $*
 
 # interop needs three groups: one after the other, because package managers take a lock.
 ifneq ($(filter interop,$(MAKECMDGOALS)),)
