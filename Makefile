@@ -53,8 +53,8 @@ examples: $(examples)  ## examples/echo, hooks, chat, game and readme
 auth: examples/auth  ## examples/auth, which needs OpenSSL
 cluster: examples/cluster  ## The chat of several processes, which Redis joins
 
-run: examples/chat  ## Starts the chat
-	@examples/chat
+run: examples/chat  ## Starts the chat; PORT=8000 and ADDRESS= say where
+	@examples/chat $(PORT:%=--port %) $(if $(filter command%,$(origin ADDRESS)),--address '$(ADDRESS)')
 
 game: examples/game  ## Starts the game
 	@examples/game
