@@ -89,21 +89,15 @@ format: | deps-lint  ## Formats all sources in place
 
 # --- the library as users get it --------------------------------------------------------
 
-# These two do word for word what the README promises, in a temporary folder.
-in_scratch = set -e; dir=$$(mktemp -d); trap 'rm -rf "$$dir"' EXIT
-dropin-check:  ## Compiles the README's example with nothing but the four files
-	@$(in_scratch); cp server.cpp $(headers) "$$dir"; cp examples/readme.cpp "$$dir/mine.cpp"; \
-	cd "$$dir"; for cxx in g++ clang++; do \
-	    if ! command -v $$cxx >/dev/null; then continue; fi; \
-	    echo "  $$cxx -std=c++17 mine.cpp server.cpp -ljsoncpp"; \
-	    $$cxx -std=c++17 mine.cpp server.cpp -ljsoncpp; \
-	done
+first-hour-check: | deps-first-hour  ## Does what the README tells a new user to do
+	@node tests/first-hour/run.mjs
 
 lint: setup-check
 setup-check: | deps-lint  ## Checks that a missing C++17 or jsoncpp is told in one sentence
 	$(call say,setup-check)tests/setup
 
-.PHONY: setup-check
+# Word for word what the README promises, in a temporary folder.
+in_scratch = set -e; dir=$$(mktemp -d); trap 'rm -rf "$$dir"' EXIT
 install-check: $(library) | deps-install  ## Installs, uses and uninstalls the library
 	@$(in_scratch); cp examples/readme.cpp "$$dir/mine.cpp"; \
 	$(MAKE) --no-print-directory install DESTDIR= PREFIX="$$dir/prefix"; \
@@ -313,6 +307,7 @@ $(foreach each,valgrind tsan coverage fuzz libcxx,$(eval $(call rules,$(each))))
 # --- what the checks need ---------------------------------------------------------------
 
 deps-lint: ## for lint
+deps-first-hour: ## for first-hour-check
 deps-install: ## for install-check
 deps-interop: ## for interop
 deps-differential: ## for differential
@@ -326,8 +321,8 @@ deps-armhf: ## for cross-armhf
 deps-i386: ## for cross-i386
 deps-libcxx: ## for libcxx
 deps-counts: ## for counts
-deps_checks := $(addprefix deps-,lint install interop differential fuzz coverage valgrind bench \
-    micro counts s390x armhf i386 libcxx)
+deps_checks := $(addprefix deps-,lint first-hour install interop differential fuzz coverage \
+    valgrind bench micro counts s390x armhf i386 libcxx)
 $(deps_checks): deps-%:
 	@CXX='$(CXX)' .ci/deps base test $*
 
@@ -337,8 +332,8 @@ deps-interop: | deps-cluster
 deps-cluster: | deps-auth
 endif
 
-.PHONY: lint budgets $(compiled) $(tidied) $(portable) cppcheck format-check format dropin-check install-check
-.PHONY: cross cross-s390x cross-armhf cross-i386 libcxx
+.PHONY: lint budgets $(compiled) $(tidied) $(portable) cppcheck format-check format install-check
+.PHONY: first-hour-check setup-check cross cross-s390x cross-armhf cross-i386 libcxx
 .PHONY: valgrind tsan coverage interop differential attack attack-check fairness fairness-check
 .PHONY: soak fuzz fuzz-replay bench bench-check bench-micro cluster-bench counts counts-update
 .PHONY: $(deps_checks)
