@@ -146,11 +146,11 @@ auth_cflags := $(brew:%=-isystem %/opt/openssl@3/include)
 auth_libs := $(brew:%=-L%/opt/openssl@3/lib) -lcrypto
 
 # Tests, and the programs that they start, always have sanitizers. They take longer to
-# compile than to run: without optimization in half the time, and without checks of each
-# pointer, which only server.o has, in half of that.
-test_flags := -O0 -g1 -fno-omit-frame-pointer -fsanitize=address,undefined \
-    -fno-sanitize-recover=all -fno-sanitize=null,alignment,vptr
-.build/test/server.o: extra = -fsanitize=null,alignment,vptr
+# compile than to run: half the time without optimization, and half of that without two kinds
+# of checks, which only server.o has.
+test_flags := -O0 -g1 -fsanitize=address,undefined -fno-sanitize-recover=all \
+    -fno-sanitize=null,alignment,vptr -fno-sanitize-address-use-after-scope
+.build/test/server.o: extra = -fsanitize=null,alignment,vptr -fsanitize-address-use-after-scope
 
 # Nothing outside a test uses what the test defines. -fwhole-program tells g++ so, which
 # then leaves out unused functions and needs a third of the time. (Its "maybe uninitialized"
