@@ -10,7 +10,7 @@
 # The README's code, for black_answers_test.
 .build/readme.h: README.md tests/readme.awk
 	@mkdir -p $(@D); awk -f tests/readme.awk README.md > $@
-%/black_answers_test.o: | .build/readme.h
+$(patsubst %,.build/%/tests/black_answers_test.o,test valgrind coverage): .build/readme.h
 
 # black_faults_test replaces these system calls of the server with its own functions, which
 # the linker has to see.
