@@ -1312,10 +1312,10 @@ struct WSLoop {
             if (!chosen.empty()) user.protocol_ = std::make_unique<const std::string>(chosen);
             server_.callPreConnect(user, c.fd);
         });
-        if (!returned) decision_.status = 500, decision_.body = "Something went wrong.";
-        if (decision_.status != 0) {
+        if (!returned || decision_.status != 0) {
             byId_.erase(id);
             c.user.reset();
+            if (!returned) decision_.status = 500, decision_.body = "Something went wrong.";
             return answer(c, plainResponse(decision_.status, decision_.body, decision_.headers),
                           head.path);
         }
