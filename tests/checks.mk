@@ -38,7 +38,7 @@ strict = $(warnings) -Werror -std=c++17 -I. $(json_cflags) $(brew_cflags) $(auth
 # What other machines and programs do with the sources, as far as a compiler can tell: `unity` is
 # the server and a program in one file, with all headers twice.
 portable := $(addprefix portable/,unity unsigned-char c++20 c++2b libc++)
-ifneq ($(shell command -v apt-get),)  # from Debian's packages
+ifneq ($(shell command -v apt-get 2>/dev/null),)  # from Debian's packages
 portable += portable/32-bit portable/musl
 endif
 musl = $(shell ls -d /usr/include/*-linux-musl)
@@ -173,18 +173,18 @@ cross-$(1): | deps-$(1)
 endef
 $(foreach each,s390x armhf i386,$(eval $(call cross_rules,$(each))))
 
-# As on macOS. jsoncpp's source code is Debian's, in one file, with the same flags.
+# As on macOS. jsoncpp is made of the source code of Debian's package.
 libcxx_cxx := clang++
 libcxx_flags := $(test_flags) -stdlib=libc++
 libcxx_tests := .build/libcxx/white_tests
 .build/libcxx/%: json_cflags = -isystem .build/libcxx/jsoncpp/include
-.build/libcxx/%: json_libs = .build/libcxx/jsoncpp.o
-.build/libcxx/jsoncpp.o: extra = -w
+.build/libcxx/%: json_libs =
+.build/libcxx/jsoncpp.o: extra = -w -O2 -fno-sanitize=all
 .build/libcxx/jsoncpp.o: .build/libcxx/jsoncpp.cpp
 	$(compile)
 .build/libcxx/jsoncpp.cpp:
 	@printf '#include "jsoncpp/src/lib_json/json_%s.cpp"\n' reader value writer > $@
-$(libcxx_tests): | .build/libcxx/jsoncpp.o
+$(libcxx_tests): .build/libcxx/jsoncpp.o
 libcxx: | deps-libcxx  ## Runs the white-box tests over libc++, which macOS has
 	@tests/cross/jsoncpp source .build/libcxx/jsoncpp
 	@rm -f .build/libcxx/unbuilt
