@@ -80,7 +80,7 @@ clean:  ## Removes all that was built
 	rm -rf .build $(examples) $(demanding)
 
 help:  ## This list
-	@awk -F ':.*## *' '/^[a-z-]+:.*## / { printf "make %-17s %s\n", $$1, $$2 }' \
+	@awk -F ':.*## *' '/^[a-z0-9-]+:.*## / { printf "make %-17s %s\n", $$1, $$2 }' \
 	    Makefile $(wildcard tests/checks.mk)
 
 # --- installing -------------------------------------------------------------------------
