@@ -25,8 +25,7 @@ class WSRequest {
     WSRequest() = default;
     // `head`: the request line, the header lines and the empty line, each with its CRLF. If it is
     // malformed, the request has no method, path or headers.
-    WSRequest(std::string head, std::string address)
-        : head_(std::move(head)), address_(std::move(address)) {}
+    WSRequest(std::string head, std::string address) { head_.swap(head), address_.swap(address); }
 
     std::string method() const;  // "GET" or "HEAD"
 
