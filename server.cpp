@@ -2415,14 +2415,14 @@ Progress parseFrameHeader(std::string_view bytes, FrameHeader &header) {
         return bad(kProtocolError, "a control frame is too long");
     const std::size_t extended = header.length < kLength16 ? 0 : header.length == kLength16 ? 2 : 8;
     const std::size_t size = 2 + extended + header.maskingKey.size();
-    if (bytes.size() < 2 + extended) return needMoreAfter(0);
-    if (extended > 0) header.length = 0;
-    for (std::size_t i = 2; i < 2 + extended; ++i) header.length = header.length << 8 | byte(i);
-    // "the minimal number of bytes MUST be used to encode the length", and "the most significant
-    // bit MUST be 0".
-    const std::uint64_t least = extended == 0 ? 0 : extended == 2 ? kLength16 : 0x10000;
-    if (header.length < least || header.length >> 63 != 0)
-        return bad(kProtocolError, "the length is malformed");
+    if (extended > 0 && bytes.size() >= 2 + extended) {
+        header.length = 0;
+        for (std::size_t i = 2; i < 2 + extended; ++i) header.length = header.length << 8 | byte(i);
+        // "the minimal number of bytes MUST be used to encode the length", and "the most
+        // significant bit MUST be 0".
+        if (header.length < (extended == 2 ? kLength16 : 0x10000) || header.length >> 63 != 0)
+            return bad(kProtocolError, "the length is malformed");
+    }
     if (bytes.size() < size) return needMoreAfter(0);
     std::memcpy(header.maskingKey.data(), &bytes[2 + extended], header.maskingKey.size());
     return doneAfter(size);
