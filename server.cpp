@@ -152,7 +152,10 @@ std::string acceptKey(std::string_view key);
 std::string chooseProtocol(const std::vector<std::string> &ours, std::string_view offered);
 std::optional<std::string> normalOrigin(std::string_view origin);
 WSResponse plainResponse(int status, std::string_view text, Headers headers = {});
-WSResponse upgradeRequired();
+WSResponse upgradeRequired() {
+    return plainResponse(426, "This is a WebSocket server: connect with ws:// or wss://.",
+                         {{"Upgrade", "websocket"}});
+}
 bool isSendable(const WSResponse &response);
 std::string encodeResponse(const WSResponse &response, std::time_t now, bool withBody);
 std::string_view wordsFor(int number);
@@ -1169,14 +1172,13 @@ struct WSLoop {
 
     // Accepts waiting clients. Some may be gone again already, which is normal; after other errors
     // (no descriptor is left; another process has shut the listener down) the listeners rest.
-    void connect(int listener) {
+    void connect(int socket) {
         for (int accepted = 0; accepted < 64; ++accepted) {
             Endpoint peer;
 #if defined(__linux__) || defined(__FreeBSD__)
-            Descriptor fd(
-                ::accept4(listener, peer.get(), &peer.size, SOCK_NONBLOCK | SOCK_CLOEXEC));
+            Descriptor fd(::accept4(socket, peer.get(), &peer.size, SOCK_NONBLOCK | SOCK_CLOEXEC));
 #else
-            Descriptor fd(::accept(listener, peer.get(), &peer.size));
+            Descriptor fd(::accept(socket, peer.get(), &peer.size));
             if (fd >= 0) setNonBlocking(fd);
 #endif
             if (fd >= 0) {
@@ -1229,9 +1231,8 @@ struct WSLoop {
         }
     }
 
-    // A connection without a user holds a descriptor all the same. If there are too many, the one
-    // with the earliest deadline is dropped. One that is still owed bytes is spared, but only
-    // for closeSeconds: otherwise slow readers could keep newcomers out.
+    // If too many connections have no user, the one with the earliest deadline is dropped. One that
+    // is owed bytes is spared, but only for closeSeconds: slow readers must not keep newcomers out.
     void makePendingRoom() {
         if (static_cast<int>(connections_.size() - byId_.size()) < config_.maxPending) return;
         const auto urgency = [&](const WSConnection &c) {
@@ -1266,21 +1267,27 @@ struct WSLoop {
     }
 
     void answerRequest(WSConnection &c, const RequestHead &head, std::string text) {
-        WSResponse refusal = checkRequest(head);
-        if (refusal.status == 0 && !asksForWebSocket(head))
-            return answerPlain(c, head.path, std::move(text));
-        if (refusal.status == 0) refusal = checkUpgrade(head);
+        WSResponse reply = checkRequest(head);
+        if (reply.status == 0 && !asksForWebSocket(head)) {
+            const WSRequest request(text, encodeAddress(c.address));
+            const bool fine = callHook(&c, "httpRequest", [&] {
+                server_.httpRequest(request, reply);
+                if (reply.status == 0) reply = upgradeRequired();
+                if (!isSendable(reply)) throw std::logic_error("the response cannot be sent");
+            });
+            if (!fine) reply = plainResponse(500, "Something went wrong.");
+        }
+        if (reply.status == 0) reply = checkUpgrade(head);
         const std::string origin = fieldValue(head, "Origin");
-        if (refusal.status == 0 && !originAllowed(head))
-            refusal = plainResponse(
+        if (reply.status == 0 && !originAllowed(head))
+            reply = plainResponse(
                 403, origin.empty() ? "The request has no Origin."
                                     : "The origin " + quoted(origin) + " is not in uniqueOrigin.");
-        const char *limit = refusal.status == 0 ? limitReached(c) : nullptr;
-        if (limit != nullptr)  // 10 s: a guess
-            refusal = plainResponse(503, std::string("There is no room: ") + limit + " is reached.",
-                                    {{"Retry-After", "10"}});
-        if (refusal.status == 0) welcome(c, head, std::move(text));
-        else answer(c, refusal, head.path);
+        if (const char *limit = reply.status == 0 ? limitReached(c) : nullptr; limit != nullptr)
+            reply = plainResponse(503, std::string("There is no room: ") + limit + " is reached.",
+                                  {{"Retry-After", "10"}});  // a guess
+        if (reply.status == 0) welcome(c, head, std::move(text));
+        else answer(c, reply, head.path);
     }
 
     // Origins are compared in one spelling. Only a browser's can be trusted (RFC 6455 10.2).
@@ -1322,10 +1329,8 @@ struct WSLoop {
         c.state = State::open;
         ++userCount_;
         queue(c, [&] {
-            std::string response =
-                "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\n"
-                "Connection: Upgrade\r\nSec-WebSocket-Accept: " +
-                key + "\r\n";
+            std::string response = "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\n";
+            response += "Connection: Upgrade\r\nSec-WebSocket-Accept: " + key + "\r\n";
             const std::string &protocol = c.user->protocol();
             if (!protocol.empty()) response += "Sec-WebSocket-Protocol: " + protocol + "\r\n";
             for (const auto &[name, value] : decision_.headers)
@@ -1335,17 +1340,6 @@ struct WSLoop {
         });
         log(WSLevel::debug, c, " came: ", head.path);
         callHook(&c, "postConnect", [&] { server_.callPostConnect(*c.user, c.fd); });
-    }
-
-    void answerPlain(WSConnection &c, std::string_view path, std::string text) {
-        WSResponse response;
-        const WSRequest request(std::move(text), encodeAddress(c.address));
-        const bool fine = callHook(&c, "httpRequest", [&] {
-            server_.httpRequest(request, response);
-            if (response.status == 0) response = upgradeRequired();
-            if (!isSendable(response)) throw std::invalid_argument("the response cannot be sent");
-        });
-        answer(c, fine ? response : plainResponse(500, "Something went wrong."), path);
     }
 
     // Answers with anything but 101. Later input is read and discarded, so that the answer arrives.
@@ -1402,9 +1396,8 @@ struct WSLoop {
         try {
             for (const Endpoint &place : places) {
                 const int problem = openListener(place);
-                if (problem == EADDRNOTAVAIL || problem == EAFNOSUPPORT) continue;
-                error = problem;
-                if (error != 0) break;
+                if (problem != EADDRNOTAVAIL && problem != EAFNOSUPPORT) error = problem;
+                if (error != 0 && error != EADDRNOTAVAIL) break;
             }
         } catch (...) {
             closeListeners();
@@ -2311,10 +2304,10 @@ std::string_view wordsFor(int number) {
         "307 Temporary Redirect|308 Permanent Redirect|400 Bad Request|401 Unauthorized|"
         "403 Forbidden|404 Not Found|405 Method Not Allowed|408 Request Timeout|"
         "426 Upgrade Required|429 Too Many Requests|431 Request Header Fields Too Large|"
-        "500 Internal Server Error|503 Service Unavailable|"
-        "1000 normal|1001 going away|1002 protocol error|1003 unacceptable data|1005 no code|"
-        "1006 connection lost|1007 invalid data|1008 policy|1009 too big|1010 extension missing|"
-        "1011 internal error|1012 restart|1013 try later|1014 bad gateway|";
+        "500 Internal Server Error|503 Service Unavailable|1000 normal|1001 going away|"
+        "1002 protocol error|1003 unacceptable data|1005 no code|1006 connection lost|"
+        "1007 invalid data|1008 policy|1009 too big|1010 extension missing|1011 internal error|"
+        "1012 restart|1013 try later|1014 bad gateway|";
     const std::string start = std::to_string(number) + ' ';
     const std::size_t begin = kWords.find(start);
     if (begin == kWords.npos) return {};
@@ -2326,11 +2319,6 @@ WSResponse plainResponse(int status, std::string_view text, Headers headers) {
     if (std::none_of(headers.begin(), headers.end(), isType))
         headers.emplace_back("Content-Type", "text/plain; charset=utf-8");
     return {status, std::move(headers), std::string(text) + (text.empty() ? "" : "\n")};
-}
-
-WSResponse upgradeRequired() {
-    return plainResponse(426, "This is a WebSocket server: connect with ws:// or wss://.",
-                         {{"Upgrade", "websocket"}});
 }
 
 // Whether it may be sent: a line break in a value would start another header.
