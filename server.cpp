@@ -62,6 +62,7 @@
 #include <cstdio>
 #include <cstring>
 #include <ctime>
+#include <iomanip>
 #include <limits>
 #include <locale>
 #include <mutex>
@@ -262,6 +263,7 @@ struct Descriptor {
         ::close(opened);
     }
     Descriptor(Descriptor &&other) noexcept : fd(std::exchange(other.fd, -1)) {}
+    Descriptor &operator=(Descriptor &&other) noexcept { return std::swap(fd, other.fd), *this; }
     ~Descriptor() {
         if (fd >= 0) ::close(fd);
     }
@@ -352,7 +354,7 @@ struct WSLoop {
     static constexpr Microseconds kRest = 100 * kMillisecond;  // on lack of descriptors or memory
 
     WSLoop(WSBaseServer &server, WSBaseConfig &config) : server_(server), config_(config) {
-        watch(wakePipe_[0], POLLIN, [this](short) { callPosted(); });
+        claim();
     }
     ~WSLoop() {
         for (const auto &[signal, before] : oldHandlers_) {
@@ -363,11 +365,13 @@ struct WSLoop {
     }
 
     void run() {
+        if (inTurn_) verified();
         listen();
         while (turn(std::chrono::milliseconds(-1))) {}
     }
 
     bool turn(std::chrono::milliseconds timeout) {
+        claim();
         if (inTurn_.exchange(true))
             throw std::logic_error("turn() was called in a hook, or by two threads");
         thread_ = std::this_thread::get_id();
@@ -406,7 +410,6 @@ struct WSLoop {
         const Microseconds end = std::min(waitUntil(timeout), all ? kNever : nextFullPoll_);
         const auto each = static_cast<Microseconds>(5 * connections_.size());
         if (due) nextFullPoll_ = now_ + std::min(each, 50 * kMillisecond);
-
         // Listeners come first in the array; while they rest, poll() starts after them.
         const std::size_t begin = now_ < restUntil_ ? listeners_.size() : 0;
         const std::size_t polled = all ? connections_.size() : front_;
@@ -477,14 +480,14 @@ struct WSLoop {
 
     void logTrouble(const char *what, int error) {
         if (now_ - std::exchange(lastTrouble_, now_) > kSecond)
-            log(WSLevel::warning, "cannot ", what,
-                ", trying again: ", std::error_code(error, std::generic_category()));
+            log(WSLevel::warning, "cannot ", what, ", trying again: ", std::strerror(error));
     }
 
     // A system call for one connection failed. If memory is short, the next poll() rests first.
     void failedCall(WSConnection &c, const char *what, int error) {
         if (error == ENOBUFS || error == ENOMEM) mustRest_ = true, logTrouble(what, error);
-        else if (!wouldBlock(error) && error != EINTR) drop(c, "connection lost");
+        else if (error != EAGAIN && error != EWOULDBLOCK && error != EINTR)
+            drop(c, "connection lost");
     }
 
     // Bytes to read in a turn, and one connection's share. A frame counts as kFrameBytes at least.
@@ -551,9 +554,8 @@ struct WSLoop {
         for (const auto &c : connections_) guarded(*c, [&] { checkDeadline(*c); });
     }
 
-    // A connection that is ready but not served yet is not judged: its pong may be waiting. (A peer
-    // that takes bytes, but too few for POLLOUT, is alive, too: flush() notices.) A user is sent a
-    // ping after pingSeconds of silence, and dropped after as long again.
+    // After pingSeconds of silence a user is sent a ping, after as long again it is dropped; but not
+    // while it waits to be read. (flush() notices peers that take too few bytes for POLLOUT.)
     void checkDeadline(WSConnection &c) {
         if (c.queued() == 0) c.outbox = Outbox();
         if (c.reader.idle()) c.reader.message = nullptr;
@@ -674,6 +676,7 @@ struct WSLoop {
     }
 
     void unwatch(int fd) {
+        if (inTurn_) verified();  // otherwise a destructor may call this
         const auto end = pollfds_.begin() + static_cast<std::ptrdiff_t>(watched_.size());
         const auto entry =
             std::find_if(pollfds_.begin(), end, [&](const pollfd &one) { return one.fd == fd; });
@@ -700,13 +703,23 @@ struct WSLoop {
         }
     }
 
-    static std::array<Descriptor, 2> makeWakePipe() {
+    // A forked process gets here with its copy of a loop. Only the process that runs the loop may
+    // write to sockets or heed signals for it, and it needs a wake pipe of its own.
+    bool isMine() const { return process_ == forks_; }
+    void claim() {
+        if (isMine()) return;
         std::array<int, 2> ends{-1, -1};
         const bool made = ::pipe(ends.data()) == 0;
         std::array<Descriptor, 2> pipe{Descriptor(ends[0]), Descriptor(ends[1])};
-        if (!made || !setNonBlocking(pipe[0]) || !setNonBlocking(pipe[1]))
+        if (!made || std::min<int>(pipe[0], pipe[1]) < 0 || !setNonBlocking(pipe[0]) ||
+            !setNonBlocking(pipe[1]))
             throw std::system_error(errno, std::generic_category(), "cannot make a pipe");
-        return pipe;
+        unwatch(wakePipe_[0]);
+        wakePipe_.swap(pipe);
+        socketPath_.clear();  // the file belongs to the process that made it
+        watch(wakePipe_[0], POLLIN, [this](short) { callPosted(); });
+        process_ = forks_.load();
+        wake();  // functions may have been posted before
     }
 
     void wake() noexcept {
@@ -853,7 +866,6 @@ struct WSLoop {
     // Whatever is queued for a connection during a turn goes out at its end, usually in one system
     // call (earlier if the queue is full). What the kernel does not take waits for POLLOUT. Small
     // frames are copied one after the other; large payloads are shared by all their receivers.
-    // Text was checked when its WSMessage was made, and JSON was serialized then.
 
     // To all users if `user` is null. No connection is added or removed while a hook runs.
     int sendToAllBut(const WSBaseUser *user, const WSMessage &msg) {
@@ -871,7 +883,6 @@ struct WSLoop {
         WSConnection *c = user.connection_;
         if (c == nullptr || c->state != State::open) return false;
         if (inSendHook_) return queueMessage(*c, msg);
-
         inSendHook_ = true;
         callHook(c, "preSend", [&] { server_.callPreSend(user, own); });
         const bool queued = queueMessage(*c, own);
@@ -923,7 +934,7 @@ struct WSLoop {
 
     // The only place that writes to a socket: whatever the kernel takes. POLLOUT goes on.
     void flush(WSConnection &c) {
-        if (c.state == State::dead) return;
+        if (c.state == State::dead || !isMine()) return;
         const bool waited = std::exchange(c.stalled, false);
         while (c.queued() > 0 && !c.stalled) {
             std::array<iovec, kMaxPieces> pieces;
@@ -973,10 +984,9 @@ struct WSLoop {
     }
 
     // === 5. Users ================================================================================
-    // Whatever ends a connection calls end(), which only notes why and moves the state forward.
-    // Nothing is freed and no last hook runs before finish(), so hooks, broadcasts and walks over
-    // users continue even if users end on the way. Besides the closing handshake there are fail(),
-    // for peers that break the protocol (RFC 6455 7.1.7), and drop(), for peers that are gone.
+    // Whatever ends a connection calls end(), which notes why and moves the state forward. Nothing
+    // is freed and no last hook runs before finish(): hooks and walks over users go on. Besides the
+    // closing handshake there are fail() (RFC 6455 7.1.7), and drop(), for peers that are gone.
 
     // Starts the closing handshake (RFC 6455 7.1.2), after everything that is queued already.
     void disconnect(WSBaseUser &user, int code, std::string_view reason) {
@@ -1007,8 +1017,8 @@ struct WSLoop {
     // Every call of the program passes here, but run(), turn() and those that suit all threads.
     WSLoop &verified(const WSBaseUser *user = nullptr) {
         const std::thread::id thread = thread_;
-        if (thread != std::thread::id() && thread != std::this_thread::get_id())
-            throw std::logic_error("another thread runs this server: call this by way of post()");
+        if (thread != std::thread::id() && thread != std::this_thread::get_id() && isMine())
+            throw std::logic_error("another thread runs this server: use post(), or stop()");
         if (user != nullptr && user->clock_ != nullptr && user->clock_ != &now_)
             throw std::logic_error("this user belongs to another server");
         return *this;
@@ -1102,7 +1112,7 @@ struct WSLoop {
 
     void hookThrew(WSConnection *c, const char *name, const char *what) {
         if (c == nullptr) return log(WSLevel::error, name, "() threw: ", what);
-        log(WSLevel::error, name, "() threw: ", what, ", for ", *c);
+        log(WSLevel::error, name, "() threw, for ", *c, ": ", what);
         if (c->state == State::open) guarded(*c, [&] { fail(*c, kInternalError, ""); });
     }
 
@@ -1117,7 +1127,6 @@ struct WSLoop {
             const auto append = [&](const auto &part) {
                 using Part = std::decay_t<decltype(part)>;
                 if constexpr (std::is_same_v<Part, WSConnection>) text += nameOf(part);
-                else if constexpr (std::is_same_v<Part, std::error_code>) text += part.message();
                 else if constexpr (std::is_arithmetic_v<Part>) text += std::to_string(part);
                 else text += part;
             };
@@ -1156,8 +1165,6 @@ struct WSLoop {
         return text;
     }
 
-    static bool wouldBlock(int error) { return error == EAGAIN || error == EWOULDBLOCK; }
-
     // === 6. The opening handshake ================================================================
     // From accept() until the user is open, or the request is answered with anything but 101. The
     // socket, the clock, the limits and the hooks are here; the rules are in section 10.
@@ -1184,7 +1191,7 @@ struct WSLoop {
             if (fd >= 0) {
                 add(std::move(fd), peer);
             } else if (errno != EINTR && errno != ECONNABORTED && errno != EPROTO) {
-                if (wouldBlock(errno)) return;
+                if (errno == EAGAIN || errno == EWOULDBLOCK) return;
                 restUntil_ = now_ + kRest;
                 return logTrouble("accept", errno);
             }
@@ -1272,10 +1279,11 @@ struct WSLoop {
             const WSRequest request(text, encodeAddress(c.address));
             const bool fine = callHook(&c, "httpRequest", [&] {
                 server_.httpRequest(request, reply);
-                if (reply.status == 0) reply = upgradeRequired();
+                if (reply.status == 0) return;
                 if (!isSendable(reply)) throw std::logic_error("the response cannot be sent");
             });
-            if (!fine) reply = plainResponse(500, "Something went wrong.");
+            if (fine && reply.status != 0) return answer(c, reply, head.path, false);
+            reply = fine ? upgradeRequired() : plainResponse(500, "Something went wrong.");
         }
         if (reply.status == 0) reply = checkUpgrade(head);
         const std::string origin = fieldValue(head, "Origin");
@@ -1284,8 +1292,9 @@ struct WSLoop {
                 403, origin.empty() ? "The request has no Origin."
                                     : "The origin " + quoted(origin) + " is not in uniqueOrigin.");
         if (const char *limit = reply.status == 0 ? limitReached(c) : nullptr; limit != nullptr)
-            reply = plainResponse(503, std::string("There is no room: ") + limit + " is reached.",
-                                  {{"Retry-After", "10"}});  // a guess
+            reply =
+                plainResponse(503, std::string("There is no room: ") + limit + " has been reached.",
+                              {{"Retry-After", "10"}});  // a guess
         if (reply.status == 0) welcome(c, head, std::move(text));
         else answer(c, reply, head.path);
     }
@@ -1322,6 +1331,7 @@ struct WSLoop {
         if (!returned || decision_.status != 0) {
             byId_.erase(id);
             c.user.reset();
+            if (decision_.status == 426) decision_.headers.emplace_back("Upgrade", "websocket");
             if (!returned) decision_.status = 500, decision_.body = "Something went wrong.";
             return answer(c, plainResponse(decision_.status, decision_.body, decision_.headers),
                           head.path);
@@ -1343,11 +1353,12 @@ struct WSLoop {
     }
 
     // Answers with anything but 101. Later input is read and discarded, so that the answer arrives.
-    void answer(WSConnection &c, const WSResponse &response, std::string_view path = {}) {
-        const std::string_view body = response.body;
-        const auto why = response.status < 400 ? "" : body.substr(0, body.find('\n'));
-        log(WSLevel::debug, c, " was answered ", response.status, path.empty() ? "" : " for ", path,
-            why.empty() ? "" : ": ", why);
+    void answer(WSConnection &c, const WSResponse &response, std::string_view path = {},
+                bool isOurs = true) {
+        const std::string_view body = isOurs ? std::string_view(response.body) : "";
+        const std::string_view why = body.substr(0, body.find('\n'));
+        log(WSLevel::debug, c, " was answered ", response.status, why.empty() ? "" : ": ", why,
+            path.empty() ? "" : " Path: ", path);
         queue(c, [&] {
             c.outbox.append(std::make_shared<std::string>(
                 encodeResponse(response, std::time(nullptr), c.wantsBody)));
@@ -1361,7 +1372,7 @@ struct WSLoop {
 
     // All addresses get the same port. If the system picked one that is taken at another, we retry.
     void listen() {
-        process_ = ::getpid();
+        claim();
         if (!listeners_.empty() || shuttingDown_) return;
         checkConfig();
         const std::vector<Endpoint> places = resolve();
@@ -1380,11 +1391,11 @@ struct WSLoop {
     static const char *advice(int error, bool isPath) {
         switch (error) {
         case EACCES: return isPath ? "make the folder writable" : "set a port above 1023";
-        case EADDRINUSE: return "stop what uses it, or set another one";
+        case EADDRINUSE: return isPath ? "stop or remove what is there" : "stop what uses the port";
         case EADDRNOTAVAIL: return "set an address of this machine, or \"\" for all of them";
         case ENOENT: return "create the folder first";
         case EMFILE: return "raise the limit of open files (ulimit -n)";
-        default: return "set another address or port";
+        default: return isPath ? "set another path" : "set another address or port";
         }
     }
 
@@ -1392,7 +1403,6 @@ struct WSLoop {
     int openListeners(const std::vector<Endpoint> &places) {
         growTo(listeners_, places.size());
         int error = EADDRNOTAVAIL;
-        port_ = config_.port;
         try {
             for (const Endpoint &place : places) {
                 const int problem = openListener(place);
@@ -1417,7 +1427,7 @@ struct WSLoop {
         };
         if (socket < 0 || !setNonBlocking(socket)) return errno;
         if (!given && place.hasPort()) {
-            place.port() = htons(static_cast<in_port_t>(port_));
+            place.port() = htons(static_cast<in_port_t>(port_ != 0 ? port_.load() : config_.port));
             set(SOL_SOCKET, SO_REUSEADDR);
             if (family == AF_INET6) set(IPPROTO_IPV6, IPV6_V6ONLY);
             if (config_.reusePort && !set(SOL_SOCKET, SO_REUSEPORT)) return errno;
@@ -1467,16 +1477,13 @@ struct WSLoop {
         addrinfo hints{}, *list = nullptr;
         hints.ai_socktype = SOCK_STREAM;
         hints.ai_flags = AI_PASSIVE;
-        // Both families for "::", too, which people expect of it.
         const bool every = config_.address.empty() || parseAddress(config_.address) == Address{};
         const char *host = every ? nullptr : config_.address.c_str();
         if (const int error = ::getaddrinfo(host, "0", &hints, &list); error != 0)
             throw std::runtime_error("address is " + quoted(config_.address) +
                                      ": it does not resolve (" + ::gai_strerror(error) +
-                                     (host[0] == '[' ? "); write an IPv6 address without brackets"
-                                      : std::strchr(host, ':')
-                                          ? "); write only a host; its port belongs in port"
-                                          : "); set a host name or address of this machine"));
+                                     "); write a host name or address alone: no brackets, no "
+                                     "scheme, and its port into port");
         const std::unique_ptr<addrinfo, decltype(&::freeaddrinfo)> owner(list, &::freeaddrinfo);
         for (places.clear(); list != nullptr; list = list->ai_next) {
             Endpoint place;
@@ -1501,8 +1508,8 @@ struct WSLoop {
 
     // Removes the Unix socket's file first: after that, a new server can create its own.
     void closeListeners() {
-        const std::string path = std::exchange(socketPath_, {});
-        if (!path.empty() && ::getpid() == process_) ::unlink(path.c_str());
+        if (!socketPath_.empty() && isMine()) ::unlink(socketPath_.c_str());
+        socketPath_.clear();
         for (const Descriptor &fd : listeners_) unwatch(fd);
         listeners_.clear();
         port_ = 0;
@@ -1532,9 +1539,10 @@ struct WSLoop {
                       const char *note = "") {
         const auto number = static_cast<double>(value);
         if (number >= least && number <= most) return;  // NaN is not
-        std::array<char, 100> range{};
+        std::array<char, 100> range{}, text{};
         std::snprintf(range.data(), range.size(), "set %.15g to %.15g%s", least, most, note);
-        reject(field, std::to_string(value), range.data());
+        std::snprintf(text.data(), text.size(), "%.15g", number);
+        reject(field, text.data(), range.data());
     }
 
     template <class Value>
@@ -1601,16 +1609,17 @@ struct WSLoop {
     static void onSignal(int signal) {
         WSLoop *const loop = loops_[static_cast<std::size_t>(signal)];
         if (loop == nullptr) return;
-        if (::getpid() == loop->process_ && ++loop->signalsInAll_ < 3) {
+        if (loop->isMine() && ++loop->signalsInAll_ < 3) {
             ++loop->signals_;
             return loop->wake();
         }
         ::signal(signal, SIG_DFL);
         ::raise(signal);
+        ::_exit(128 + signal);  // process 1 of a container has survived
     }
 
     void stopOn(std::initializer_list<int> signals) {
-        process_ = ::getpid();
+        claim();
         oldHandlers_.reserve(oldHandlers_.size() + signals.size());  // no handler must get lost
         for (const int signal : signals) {
             if (signal < 1 || signal > 64)
@@ -1621,7 +1630,7 @@ struct WSLoop {
                 throw std::logic_error("stopOn(): another server handles this signal");
             struct sigaction action {};
             action.sa_handler = onSignal;
-            action.sa_flags = SA_RESTART;
+            action.sa_flags = SA_RESTART | SA_NODEFER;
             oldHandlers_.emplace_back(signal, action);
             server = this;  // first: the signal may come at once
             if (::sigaction(signal, &action, &oldHandlers_.back().second) == 0) continue;
@@ -1667,13 +1676,15 @@ struct WSLoop {
     WSResponse decision_;  // of preConnect(): status 0 lets the user in; headers go out
 
     // What other threads and signal handlers touch.
-    std::array<Descriptor, 2> wakePipe_ = makeWakePipe();
+    std::array<Descriptor, 2> wakePipe_{Descriptor(-1), Descriptor(-1)};
     std::atomic<std::thread::id> thread_{};  // that runs the loop; none before and after that
     std::atomic<bool> inTurn_{false}, stopAsked_{false};
-    std::atomic<int> signals_{0};       // since preShutdown() was asked
-    std::atomic<int> signalsInAll_{0};  // since the last shutdown, or the last veto
-    std::atomic<pid_t> process_{0};     // that serves: not a forked child
-    std::mutex mutex_;                  // guards posted_
+    std::atomic<int> signals_{0};              // since preShutdown() was asked
+    std::atomic<int> signalsInAll_{0};         // since the last shutdown, or the last veto
+    std::atomic<int> process_{-1};             // that runs the loop, by its forks_
+    static inline std::atomic<int> forks_{0};  // of this process and its ancestors
+    static inline const int counting_ = ::pthread_atfork(nullptr, nullptr, [] { ++forks_; });
+    std::mutex mutex_;  // guards posted_
     std::vector<std::function<void()>> posted_;
     std::vector<std::pair<int, struct sigaction>> oldHandlers_;
 };
@@ -1692,7 +1703,7 @@ void WSBaseServer::post(std::function<void()> function) { loop_->post(std::move(
 void WSBaseServer::watch(int fd, short events, std::function<void(short)> function) {
     loop_->verified().watch(fd, events, std::move(function));
 }
-void WSBaseServer::unwatch(int fd) { loop_->verified().unwatch(fd); }
+void WSBaseServer::unwatch(int fd) { loop_->unwatch(fd); }
 bool WSBaseServer::sendToUser(WSBaseUser &user, const WSMessage &msg) {
     WSMessage own = msg;
     return loop_->verified(&user).send(user, msg, own);
@@ -1755,8 +1766,8 @@ void WSBaseServer::console(WSLevel level, std::string_view text) {
     pollfd out{STDOUT_FILENO, POLLOUT, 0};
     if (::poll(&out, 1, 0) != 1 || out.revents != POLLOUT) return;
     constexpr std::array<const char *, 3> kLabels{"", "warning: ", "error: "};  // by WSLevel
-    const char *label = kLabels[static_cast<std::size_t>(level)];
-    std::printf("%s%.*s\n", label, static_cast<int>(text.size()), text.data());
+    std::printf("%s%.*s\n", kLabels[static_cast<std::size_t>(level)], static_cast<int>(text.size()),
+                text.data());
     std::fflush(stdout);
 }
 
@@ -1787,8 +1798,10 @@ struct JsonTools {
         readsFractions = json.isArray() && json[0] == 1.5;
         if (!readsFractions)
             jsonTrouble =
-                "JSON with fractions is not read: use jsoncpp 1.9.7, or call std::locale::global("
-                "std::locale(std::locale(), std::locale::classic(), std::locale::numeric))";
+                "JSON with fractions is not read, for the global locale's decimal point: use "
+                "jsoncpp "
+                "1.9.7, or std::locale::global(std::locale(std::locale(), std::locale::classic(), "
+                "std::locale::numeric))";
     }
 };
 thread_local JsonTools jsonTools;
@@ -2180,8 +2193,6 @@ WSResponse checkUpgrade(const RequestHead &head) {
         return plainResponse(400, "The handshake needs HTTP/1.1 (nginx: proxy_http_version 1.1;).");
     if (!listHas(head, "Upgrade", "websocket") || !listHas(head, "Connection", "Upgrade"))
         return upgradeRequired();
-    if (countFields(head, "Sec-WebSocket-Version") > 1)
-        return plainResponse(400, "There is more than one Sec-WebSocket-Version.");
     if (fieldValue(head, "Sec-WebSocket-Version") != "13")
         return plainResponse(426, "Only version 13 of the WebSocket protocol is supported.",
                              {{"Sec-WebSocket-Version", "13"}, {"Upgrade", "websocket"}});
@@ -2222,9 +2233,13 @@ std::optional<std::string> normalOrigin(std::string_view text) {
         !isMadeOf(host, "-._[]:"))
         return std::nullopt;
     if (origin.back() == ':' || port.substr(0, 1) == "0") return std::nullopt;
+    if (host != "." && (host[0] == '.' || host.find("..") != host.npos)) return std::nullopt;
+    std::string name(host);
+    if (host[0] == '[') name = '[' + encodeAddress(parseAddress(host.substr(1, host.size() - 2)));
+    if (host[0] == '[') name += ']';
     if (port.empty() && (scheme == "http" || scheme == "ws")) port = "80";
     if (port.empty() && (scheme == "https" || scheme == "wss")) port = "443";
-    return (scheme + "://").append(host).append(":").append(port);
+    return (scheme + "://").append(name).append(":").append(port);
 }
 
 // '+' becomes a space and %41 an A, as forms encode them. A '%' without two hex digits is kept.
@@ -2305,7 +2320,7 @@ std::string_view wordsFor(int number) {
         "403 Forbidden|404 Not Found|405 Method Not Allowed|408 Request Timeout|"
         "426 Upgrade Required|429 Too Many Requests|431 Request Header Fields Too Large|"
         "500 Internal Server Error|503 Service Unavailable|1000 normal|1001 going away|"
-        "1002 protocol error|1003 unacceptable data|1005 no code|1006 connection lost|"
+        "1002 protocol error|1003 unacceptable data|1005 no code|1006 no Close|"
         "1007 invalid data|1008 policy|1009 too big|1010 extension missing|1011 internal error|"
         "1012 restart|1013 try later|1014 bad gateway|";
     const std::string start = std::to_string(number) + ' ';
@@ -2337,12 +2352,10 @@ bool isSendable(const WSResponse &response) {
 std::string httpDate(std::time_t now) {
     std::tm time{};
     ::gmtime_r(&now, &time);
-    std::array<char, 64> text{};
-    std::snprintf(text.data(), text.size(), "%.3s, %02d %.3s %d %02d:%02d:%02d GMT",
-                  &"SunMonTueWedThuFriSat"[3 * time.tm_wday], time.tm_mday,
-                  &"JanFebMarAprMayJunJulAugSepOctNovDec"[3 * time.tm_mon], time.tm_year + 1900,
-                  time.tm_hour, time.tm_min, time.tm_sec);
-    return text.data();
+    std::ostringstream text;
+    text.imbue(std::locale::classic());
+    text << std::put_time(&time, "%a, %d %b %Y %H:%M:%S GMT");
+    return text.str();
 }
 
 // Each response is the last (RFC 9112 9.6). Connection also names Upgrade, if sent (RFC 9110 7.8).
@@ -2553,9 +2566,8 @@ std::string encodeClose(int code, std::string_view reason) {
 // === 14. UTF-8 ===================================================================================
 // RFC 3629 4, as an automaton. Some bytes after E0 and F0 would be overlong, after ED a surrogate,
 // after F4 above U+10FFFF. A state is a shift: a byte's table entry, shifted by the state, has the
-// next state in its lowest six bits. A step is one look-up and one shift, without a branch that
-// could be mispredicted (an idea of Per Vognsen,
-// https://gist.github.com/pervognsen/218ea17743e1442e59bb60d29b1aa725).
+// next state in its lowest six bits. So a step is one look-up and one shift, without a branch. (Per
+// Vognsen's idea: https://gist.github.com/pervognsen/218ea17743e1442e59bb60d29b1aa725)
 
 constexpr Utf8State kOneMore{12}, kTwoMore{18}, kThreeMore{24};
 constexpr Utf8State kBehindE0{30}, kBehindED{36}, kBehindF0{42}, kBehindF4{48};

@@ -10,8 +10,8 @@
 // Compile it with server.cpp and jsoncpp. This file is the contract: WSMessage, what is sent and
 // received; WSBaseServer, the loop and all that needs no type of yours; WebSocketServer, the hooks
 // with your types. One thread runs it all, the one that calls run() or turn(). In any other one only
-// stop(), post() and port() may be called; every other call throws std::logic_error there, and for
-// a user of another server.
+// stop(), post() and port() may be called: the server's other methods throw std::logic_error there.
+// So do calls about a user of another server.
 
 #ifndef WS_SERVER_H
 #define WS_SERVER_H
@@ -147,9 +147,9 @@ class WSBaseServer {
     void stop() noexcept;  // the same from any thread or signal handler (its only legal call)
 
     // Makes these signals call stop(). Another one during the shutdown ends it at once; the hooks
-    // still run. A third one ends the process, even if a hook hangs. Forked children end by it as if
-    // there were no server. The destructor restores the previous handlers. Throws std::logic_error
-    // if another server has the signal.
+    // still run. A third one ends the process, even if a hook hangs. In forked children the signals
+    // have their default action. The destructor restores the previous handlers. Throws
+    // std::logic_error if another server has the signal.
     void stopOn(std::initializer_list<int> signalNumbers);
 
     // --- other threads, other descriptors -----------------------------------------------------
@@ -298,7 +298,7 @@ class WSUsers {
 // - preDisconnect, and postDisconnect right behind it, follow soon after the end: in the same turn,
 //   or, when thousands of users end at once, in one of the next.
 // - A hook that throws (messageReceived() and isIdle() count, too) is logged with the user's name
-//   ("..., for user 3 (127.0.0.1)"); that user is closed with 1011 (in preConnect: refused with
+//   ("..., for user 3 (127.0.0.1): ..."); that user is closed with 1011 (in preConnect: refused with
 //   500), and no other one is affected.
 template <class User = WSBaseUser, class Config = WSBaseConfig>
 class WebSocketServer : public WSBaseServer {
@@ -311,6 +311,7 @@ class WebSocketServer : public WSBaseServer {
                   "WebSocketServer<User, Config>: Config must be derived from WSBaseConfig");
 
   public:
+    // cppcheck-suppress passedByValue
     explicit WebSocketServer(Config config = Config())  // (ncurses has a macro `move`)
         : WSBaseServer(std::make_unique<Config>(std::forward<Config>(config))) {}
 

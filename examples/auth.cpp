@@ -86,6 +86,7 @@ std::int64_t secondsSince1970() {
 }
 
 const unsigned char *bytesOf(std::string_view text) {
+    // cppcheck-suppress returnDanglingLifetime
     return reinterpret_cast<const unsigned char *>(text.data());
 }
 

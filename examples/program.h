@@ -103,6 +103,7 @@ inline void printHelp(const std::string &program, const std::vector<Option> &opt
 inline void readOptions(const std::string &program, const std::vector<std::string> &words,
                         const std::vector<Option> &options) {
     auto place = options.begin();  // options before it have had their word
+    // cppcheck-suppress StlMissingComparison  // it is compared
     for (auto word = words.begin(); word != words.end(); ++word) {
         const bool isName = word->compare(0, 2, "--") == 0;
         const auto option = std::find_if(

@@ -370,7 +370,7 @@ TEST_CASE("In short: A log of your own, with times") {
     CHECK(line.substr(0, 2) == "20");  // "2026-11-26 17:45:00 user 1 ..."
     CHECK(line[10] == ' ');
     CHECK(line[13] == ':');
-    CHECK(has(log.str(), " error: process() threw: oh"));
+    CHECK(has(log.str(), " error: process() threw, for user 1 (127.0.0.1): oh"));
 }
 
 TEST_CASE("In short: `users()` has each user once, and ids tell the order of arrival") {

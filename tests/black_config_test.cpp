@@ -127,14 +127,13 @@ TEST_CASE("A failed listen() names the place and the reason, and says what helps
     CHECK(has(taken, "\"127.0.0.1\""));
     CHECK(has(taken, std::to_string(other.port())));
     CHECK(has(taken, "in use"));
-    CHECK(has(taken, "stop what uses it"));
+    CHECK(has(taken, "stop what uses the port"));
 
     const std::pair<const char *, const char *> names[] = {
-        {"no host", "set a host name"},
-        {"[::1]", "without brackets"},
-        {"[::1]:80", "without brackets"},
-        {"localhost:8080", "port belongs in port"},
-        {"http://localhost", "write only a host"},
+        {"no host", "write a host name"},
+        {"[::1]", "no brackets"},
+        {"localhost:8080", "its port into port"},
+        {"http://localhost", "no scheme"},
     };
     for (const auto &row : names) {
         const std::string unknown =
@@ -167,7 +166,8 @@ TEST_CASE("The log says why a client was refused") {
         if (user.request().path() == "/throws") throw std::runtime_error("on purpose");
     };
     server.onHttp = [&](const WSRequest &request, WSResponse &response) {
-        if (request.path() == "/page") response = {200, {}, "<html>secret"};
+        if (request.path() == "/page") response = {200, {}, "<html>"};
+        if (request.path() == "/secret") response = {403, {}, "only for the client"};
         if (request.path() == "/http-throws") throw std::runtime_error("on purpose");
     };
     const std::string origin = "Origin: https://example.com\r\n";
@@ -177,27 +177,29 @@ TEST_CASE("The log says why a client was refused") {
         client.answer();
     };
     tell(upgrade("/chat", "Origin: http://evil.example\r\n"));
-    CHECK(
-        server.printed("127.0.0.1 was answered 403 for /chat: The origin \"http://evil.example\" "
-                       "is not in uniqueOrigin."));
+    CHECK(server.lines.back() ==
+          "127.0.0.1 was answered 403: The origin \"http://evil.example\" is not in uniqueOrigin. "
+          "Path: /chat");
     tell(upgrade("/chat"));
-    CHECK(server.printed("127.0.0.1 was answered 403 for /chat: The request has no Origin."));
+    CHECK(server.printed("was answered 403: The request has no Origin. Path: /chat"));
     tell("GET /\r\n\r\n");
     CHECK(server.printed("127.0.0.1 was answered 400: The request line is malformed."));
     tell(upgrade("/closed", origin));
-    CHECK(server.printed("127.0.0.1 was answered 404 for /closed: no such room"));
+    CHECK(server.printed("127.0.0.1 was answered 404: no such room Path: /closed"));
     tell(upgrade("/throws", origin));
-    CHECK(server.printed("preConnect() threw: on purpose, for user 2 (127.0.0.1)"));
+    CHECK(server.printed("preConnect() threw, for user 2 (127.0.0.1): on purpose"));
     tell("GET /http-throws HTTP/1.0\r\n\r\n");
-    CHECK(server.printed("httpRequest() threw: on purpose, for 127.0.0.1"));
+    CHECK(server.printed("httpRequest() threw, for 127.0.0.1: on purpose"));
     tell("GET /page HTTP/1.0\r\n\r\n");
-    CHECK(server.lines.back() == "127.0.0.1 was answered 200 for /page");
+    CHECK(server.lines.back() == "127.0.0.1 was answered 200 Path: /page");
+    tell("GET /secret HTTP/1.0\r\n\r\n");
+    CHECK(server.lines.back() == "127.0.0.1 was answered 403 Path: /secret");
     Peer ada(server, "/", origin);
     tell(upgrade("/chat", origin));
-    CHECK(server.printed("503 for /chat: There is no room: maxUsers is reached."));
+    CHECK(server.printed("503: There is no room: maxUsers has been reached. Path: /chat"));
     server.config().maxUsersPerAddress = 1;
     tell(upgrade("/chat", origin));
-    CHECK(server.printed("503 for /chat: There is no room: maxUsersPerAddress is reached."));
+    CHECK(server.printed("503: There is no room: maxUsersPerAddress has been reached."));
     ada.send(closeFrame(4001, "see you"));
     pump(server, "the end", [&] { return server.userCount() == 0; });
     CHECK(server.printed("user 3 (127.0.0.1) left: 4001: see you"));
@@ -408,8 +410,8 @@ TEST_CASE("Connects, disconnects and HTTP answers are logged only if debug is tr
         CHECK(page.status() == 426);
         CHECK(server.printed("user 1 (127.0.0.1) came: /somewhere") == debug);
         CHECK(server.printed("user 1 (127.0.0.1) left: 1011 internal error") == debug);
-        CHECK(server.printed("127.0.0.1 was answered 426 for /page: This is a WebSocket") == debug);
-        CHECK(server.printed("process() threw: on purpose"));
+        CHECK(server.printed("127.0.0.1 was answered 426: This is a WebSocket") == debug);
+        CHECK(server.printed("process() threw, for user 1 (127.0.0.1): on purpose"));
         CHECK(server.lines.size() == (debug ? 4 : 1));
     }
 }

@@ -111,7 +111,7 @@ TEST_CASE("A request that is not a valid handshake gets the right status and no 
          "Sec-WebSocket-Version", "13"},
         {"No version.", without("Sec-WebSocket-Version"), 426, "Sec-WebSocket-Version", "13"},
 
-        {"The version appears twice.", upgrade("/", "Sec-WebSocket-Version: 13\r\n"), 400},
+        {"The version appears twice.", upgrade("/", "Sec-WebSocket-Version: 13\r\n"), 426},
         {"The key is missing.", without("Sec-WebSocket-Key"), 400},
         {"The key appears twice.", upgrade("/", "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n"),
          400},

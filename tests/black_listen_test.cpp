@@ -179,7 +179,7 @@ TEST_CASE("The socket file of a dead server is replaced, that of a live one is n
     const std::string taken = complaintAt(path);
     CHECK(has(taken, "\"unix:" + path + '"'));
     CHECK(has(taken, "in use"));
-    CHECK(has(taken, "set another one"));
+    CHECK(has(taken, "stop or remove what is there"));
     CHECK_FALSE(has(taken, "port 0"));
     checkEcho(*server, path);
 }

@@ -5,6 +5,7 @@
 
 #include "black.h"
 
+#include <atomic>
 #include <csignal>
 #include <thread>
 
@@ -253,6 +254,46 @@ TEST_CASE("A signal sent to a forked child ends the child, and only that") {
     peer.send(frame(kText, "still here"));
     CHECK(peer.next().value().payload == "still here");
     CHECK(std::count(server.hooks.begin(), server.hooks.end(), "preShutdown") == 0);
+}
+
+TEST_CASE("What a forked child sends does not reach the clients of its parent") {
+    Server server;
+    Peer peer(server);
+    const pid_t child = ::fork();
+    if (child == 0) {
+        for (int i = 0; i < 100; ++i) server.sendToAll(std::string(100'000, 'x'));
+        server.shutdown();
+        server.stop();
+        ::_exit(0);
+    }
+    int status = -1;
+    REQUIRE(::waitpid(child, &status, 0) == child);
+    CHECK((WIFEXITED(status) && WEXITSTATUS(status) == 0));
+    server.sendToAll("hello");
+    CHECK(peer.hear() == "text hello");
+    CHECK(std::count(server.hooks.begin(), server.hooks.end(), "preShutdown") == 0);
+}
+
+TEST_CASE("Processes that run copies of one server wake their own loops") {
+    Server server;
+    const pid_t child = ::fork();
+    if (child == 0) {
+        std::atomic<int> calls{0};
+        std::thread poster([&] {
+            for (int i = 0; i < 50; ++i) {
+                server.post([&] { ++calls; });
+                for (const auto end = Clock::now() + kPatience; calls <= i && Clock::now() < end;)
+                    std::this_thread::yield();
+            }
+            server.stop();
+        });
+        while (server.turn(kPatience)) {}
+        poster.join();
+        ::_exit(calls == 50 ? 0 : 1);
+    }
+    int status = -1;
+    while (::waitpid(child, &status, WNOHANG) == 0) server.turn(1ms);  // would take its bytes
+    CHECK((WIFEXITED(status) && WEXITSTATUS(status) == 0));
 }
 
 TEST_CASE("A process that was forked before it listens has its signals and its socket file") {

@@ -40,7 +40,7 @@ struct Pair {
     void send(std::string_view bytes) {
         while (!bytes.empty()) {
             const ssize_t size = ::write(*peer, bytes.data(), bytes.size());
-            REQUIRE((size > 0 || WSLoop::wouldBlock(errno)));
+            REQUIRE((size > 0 || errno == EAGAIN));
             bytes.remove_prefix(static_cast<std::size_t>(std::max<ssize_t>(size, 0)));
             turn();
         }
@@ -219,11 +219,11 @@ TEST_CASE("redirections have a reason phrase; 205 has no body") {
 TEST_CASE("each reason not to listen has its own advice") {
     const std::tuple<int, bool, const char *> rows[] = {{EACCES, true, "writable"},
                                                         {EACCES, false, "1023"},
-                                                        {EADDRINUSE, true, "stop what uses it"},
+                                                        {EADDRINUSE, true, "remove"},
                                                         {EADDRNOTAVAIL, false, "this machine"},
                                                         {ENOENT, true, "create the folder"},
                                                         {EMFILE, false, "ulimit -n"},
-                                                        {EROFS, true, "another address"}};
+                                                        {EROFS, true, "another path"}};
     for (const auto &[error, isPath, part] : rows)
         CHECK(std::string(WSLoop::advice(error, isPath)).find(part) != std::string::npos);
 }

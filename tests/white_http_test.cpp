@@ -660,8 +660,8 @@ TEST_CASE("handshakes, and the status that refuses them") {
         {"version 13.0", version, "Sec-WebSocket-Version: 13.0\r\n", 426},
         {"a list of versions, which only servers send",
          version, "Sec-WebSocket-Version: 13, 8\r\n", 426},
-        {"two versions", version, version + "Sec-WebSocket-Version: 8\r\n", 400},
-        {"the same version twice", version, version + version, 400},
+        {"two versions", version, version + "Sec-WebSocket-Version: 8\r\n", 426},
+        {"the same version twice", version, version + version, 426},
         // clang-format on
     };
     for (const Row &row : rows) {
@@ -767,6 +767,8 @@ TEST_CASE("texts that are not an origin") {
         {"a wildcard", "https://*.example.com"},
         {"a mark that no host has", "https://a!b"},
         {"a local file", "file:///home/index.html"},
+        {"the beginning of a domain missing", "https://.example.com"},
+        {"an empty label", "https://example..com"},
         {"an empty text", ""},
         {"a host alone", "example.com"},
         {"a scheme alone", "https://"},
