@@ -77,8 +77,8 @@ struct WSBaseConfig {
     // spared, but only for closeSeconds. Raise it if many clients connect at once.
     int maxPending = 1000;
 
-    // Users from one IP address; more get 503. 0: no limit. A whole office, or a proxy that is not
-    // in trustedProxies, may share an address.
+    // Users from one IP address (of an IPv6 /64); more get 503. 0: no limit. A whole office, or a
+    // proxy that is not in trustedProxies, may share an address.
     int maxUsersPerAddress = 0;
 
     // Messages and pings per second from one user; more are answered with 1008. 0: no limit.

@@ -118,6 +118,10 @@ struct WSStats {
 
 enum class WSLevel { debug, warning, error };
 
+// g++ warns of hooks in your class that hide one of these, because their parameters differ.
+#pragma GCC diagnostic push
+#pragma GCC diagnostic warning "-Woverloaded-virtual"
+
 // === The loop, and all that needs no type of yours (derive from WebSocketServer, below) ==========
 class WSBaseServer {
   public:
@@ -311,7 +315,6 @@ class WebSocketServer : public WSBaseServer {
                   "WebSocketServer<User, Config>: Config must be derived from WSBaseConfig");
 
   public:
-    // cppcheck-suppress passedByValue
     explicit WebSocketServer(Config config = Config())  // (ncurses has a macro `move`)
         : WSBaseServer(std::make_unique<Config>(std::forward<Config>(config))) {}
 
@@ -376,4 +379,5 @@ class WebSocketServer : public WSBaseServer {
     }
 };
 
+#pragma GCC diagnostic pop
 #endif

@@ -205,6 +205,7 @@ class AuthServer : public WebSocketServer<AuthUser, AuthConfig> {
 
     void preConnect(AuthUser &user, int) override {
         const Verdict verdict = judge(user.request());
+        if (verdict.status == 401) setHeader(user, "WWW-Authenticate", "Bearer");  // RFC 6750 3
         if (verdict.status != 200) return refuse(user, verdict.status, verdict.text);
         user.token = verdict.token;
     }

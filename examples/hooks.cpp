@@ -108,10 +108,10 @@ class HooksServer : public WebSocketServer<HooksUser, HooksConfig> {
         print(hook, "user " + std::to_string(user.id()) + " " + user.name + ": " + text);
     }
 
-    // Input may contain control characters that a terminal would obey.
+    // Input may contain what a terminal would obey, so only ASCII is printed.
     static void print(const char *hook, std::string text) {
         for (char &c : text)
-            if (static_cast<unsigned char>(c) < ' ' || c == 0x7F) c = '?';
+            if (c < ' ' || c > '~') c = '?';
         std::printf("%-15s %s\n", hook, text.c_str());
         std::fflush(stdout);
     }
