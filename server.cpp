@@ -263,7 +263,6 @@ struct Descriptor {
         ::close(opened);
     }
     Descriptor(Descriptor &&other) noexcept : fd(std::exchange(other.fd, -1)) {}
-    Descriptor &operator=(Descriptor &&other) noexcept { return std::swap(fd, other.fd), *this; }
     ~Descriptor() {
         if (fd >= 0) ::close(fd);
     }
@@ -676,7 +675,6 @@ struct WSLoop {
     }
 
     void unwatch(int fd) {
-        if (inTurn_) verified();  // otherwise a destructor may call this
         const auto end = pollfds_.begin() + static_cast<std::ptrdiff_t>(watched_.size());
         const auto entry =
             std::find_if(pollfds_.begin(), end, [&](const pollfd &one) { return one.fd == fd; });
@@ -715,7 +713,7 @@ struct WSLoop {
             !setNonBlocking(pipe[1]))
             throw std::system_error(errno, std::generic_category(), "cannot make a pipe");
         unwatch(wakePipe_[0]);
-        wakePipe_.swap(pipe);
+        for (const std::size_t i : {0U, 1U}) std::swap(wakePipe_[i].fd, pipe[i].fd);
         socketPath_.clear();  // the file belongs to the process that made it
         watch(wakePipe_[0], POLLIN, [this](short) { callPosted(); });
         process_ = forks_.load();
@@ -1703,7 +1701,9 @@ void WSBaseServer::post(std::function<void()> function) { loop_->post(std::move(
 void WSBaseServer::watch(int fd, short events, std::function<void(short)> function) {
     loop_->verified().watch(fd, events, std::move(function));
 }
-void WSBaseServer::unwatch(int fd) { loop_->unwatch(fd); }
+void WSBaseServer::unwatch(int fd) {  // between turns, a destructor in any thread may
+    (loop_->inTurn_ ? loop_->verified() : *loop_).unwatch(fd);
+}
 bool WSBaseServer::sendToUser(WSBaseUser &user, const WSMessage &msg) {
     WSMessage own = msg;
     return loop_->verified(&user).send(user, msg, own);

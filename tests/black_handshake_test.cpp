@@ -190,7 +190,9 @@ TEST_CASE("GET and HEAD in HTTP/1.0 are answered, an upgrade is told what to set
         {"HEAD /health HTTP/1.0\r\n\r\n", 200},
         {"GET /other HTTP/1.0\r\nConnection: keep-alive\r\n\r\n", 426},
         {"GET /health HTTP/1.1\r\n\r\n", 400}};
-    for (const auto &[request, status] : rows) {
+    for (const auto &row : rows) {
+        const auto &request = row.first;
+        const int status = row.second;
         CAPTURE(request);
         Client client(server);
         client.send(request);

@@ -541,7 +541,9 @@ TEST_CASE("setHeader() adds to the answer, whatever it becomes") {
     };
     const std::vector<std::pair<const char *, int>> rows = {
         {"/", 101}, {"/refused", 401}, {"/closed", 403}, {"/json", 403}, {"/throws", 500}};
-    for (const auto &[path, status] : rows) {
+    for (const auto &row : rows) {
+        const char *path = row.first;
+        const int status = row.second;
         CAPTURE(path);
         Client client(server);
         client.send(upgrade(path) + (status == 101 ? closeFrame(1000) : ""));
@@ -575,9 +577,9 @@ TEST_CASE("setHeader() throws for what WSResponse may not have, and outside preC
                                                                    {"Sec-WebSocket-Accept", "a"},
                                                                    {"sec-websocket-protocol", "a"}};
     server.onPreConnect = [&](User &user) {
-        for (const auto &[name, value] : rows) {
-            CAPTURE(name);
-            CHECK_THROWS_AS(server.setHeader(user, name, value), std::invalid_argument);
+        for (const auto &row : rows) {
+            CAPTURE(row.first);
+            CHECK_THROWS_AS(server.setHeader(user, row.first, row.second), std::invalid_argument);
             ++threw;
         }
     };

@@ -206,10 +206,10 @@ TEST_CASE("A call from another thread throws std::logic_error, and names post()"
         {"shutdown", [&] { server.shutdown(); }},
         {"stopOn", [&] { server.stopOn({SIGUSR1}); }},
     };
-    for (const auto &[name, call] : calls) {
-        INFO(name);
+    for (const auto &row : calls) {
+        INFO(row.first);
         std::string complaint;
-        std::thread([&complaint, &call = call] { complaint = complaintOf(call); }).join();
+        std::thread([&] { complaint = complaintOf(row.second); }).join();
         CHECK(has(complaint, "post()"));
     }
     CHECK(server.turn(0ms));

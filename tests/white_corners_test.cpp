@@ -217,13 +217,11 @@ TEST_CASE("redirections have a reason phrase; 205 has no body") {
 }
 
 TEST_CASE("each reason not to listen has its own advice") {
-    const std::tuple<int, bool, const char *> rows[] = {{EACCES, true, "writable"},
-                                                        {EACCES, false, "1023"},
-                                                        {EADDRINUSE, true, "remove"},
-                                                        {EADDRNOTAVAIL, false, "this machine"},
-                                                        {ENOENT, true, "create the folder"},
-                                                        {EMFILE, false, "ulimit -n"},
-                                                        {EROFS, true, "another path"}};
+    const std::tuple<int, bool, const char *> rows[] = {
+        {EACCES, true, "writable"},          {EACCES, false, "1023"},
+        {EADDRINUSE, true, "remove"},        {EADDRNOTAVAIL, false, "this machine"},
+        {ENOENT, true, "create the folder"}, {EMFILE, false, "ulimit -n"},
+        {EROFS, true, "another path"}};
     for (const auto &[error, isPath, part] : rows)
         CHECK(std::string(WSLoop::advice(error, isPath)).find(part) != std::string::npos);
 }
