@@ -554,6 +554,10 @@ TEST_CASE("setHeader() adds to the answer, whatever it becomes") {
         CHECK(has(head, "text/plain") == (status >= 400 && path != "/json"s));
         CHECK(has(head, "application/json") == (path == "/json"s));
     }
+    server.onPreConnect = [&](User &user) { server.refuse(user, 426); };
+    Client old(server);
+    old.send(upgrade());
+    CHECK(old.answer().header("Upgrade") == "websocket");  // RFC 9110 15.5.22
     server.onPreConnect = nullptr;
     Client client(server);
     client.send(upgrade());
