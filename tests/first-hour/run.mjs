@@ -152,7 +152,7 @@ async function makesANewProject() {
   for (const cxx of ['g++', 'clang++']) {
     for (const [mistake, warning] of mistakes) {
       const code = text.replace(/void postConnect.*/, mistake);
-      await assert.rejects(compile('wrong.cpp', code, cxx, ['-Werror']), warning);
+      assert.match((await compile('wrong.cpp', code, cxx, [])).stderr, warning);
     }
   }
 
