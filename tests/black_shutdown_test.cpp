@@ -15,6 +15,13 @@ using namespace black;
 
 namespace {
 
+// Valgrind and the thread sanitizer complain about forked processes.
+#ifdef __SANITIZE_THREAD__
+const auto kForks = doctest::skip();
+#else
+const auto kForks = doctest::skip(kUnderValgrind);
+#endif
+
 using Handler = void (*)(int);
 
 Handler handlerOf(int signal) {
@@ -193,7 +200,7 @@ TEST_CASE("A signal makes run() return, whichever thread receives it") {
     CHECK(running.waitForEnd());
 }
 
-TEST_CASE("A third signal ends the process even if a hook hangs") {
+TEST_CASE("A third signal ends the process even if a hook hangs" * kForks) {
     int ready[2];
     REQUIRE(::pipe(ready) == 0);
     const pid_t child = ::fork();
@@ -239,7 +246,7 @@ TEST_CASE("After a veto it takes three more signals to end the process") {
     CHECK(std::count(server.hooks.begin(), server.hooks.end(), "postShutdown") == 5);
 }
 
-TEST_CASE("A signal sent to a forked child ends the child, and only that") {
+TEST_CASE("A signal sent to a forked child ends the child, and only that" * kForks) {
     Server server;
     server.stopOn({SIGUSR1});
     Peer peer(server);
@@ -256,7 +263,7 @@ TEST_CASE("A signal sent to a forked child ends the child, and only that") {
     CHECK(std::count(server.hooks.begin(), server.hooks.end(), "preShutdown") == 0);
 }
 
-TEST_CASE("What a forked child sends does not reach the clients of its parent") {
+TEST_CASE("What a forked child sends does not reach the clients of its parent" * kForks) {
     Server server;
     Peer peer(server);
     const pid_t child = ::fork();
@@ -274,7 +281,7 @@ TEST_CASE("What a forked child sends does not reach the clients of its parent") 
     CHECK(std::count(server.hooks.begin(), server.hooks.end(), "preShutdown") == 0);
 }
 
-TEST_CASE("Processes that run copies of one server wake their own loops") {
+TEST_CASE("Processes that run copies of one server wake their own loops" * kForks) {
     Server server;
     const pid_t child = ::fork();
     if (child == 0) {
@@ -296,7 +303,8 @@ TEST_CASE("Processes that run copies of one server wake their own loops") {
     CHECK((WIFEXITED(status) && WEXITSTATUS(status) == 0));
 }
 
-TEST_CASE("A process that was forked before it listens has its signals and its socket file") {
+TEST_CASE("A process that was forked before it listens has its signals and its socket file" *
+          kForks) {
     const std::string path = "/tmp/ws-forked-" + std::to_string(::getpid());
     struct Plain : WebSocketServer<User, Config> {
         void process(User &, WSMessage &) override {}

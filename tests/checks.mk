@@ -167,9 +167,7 @@ $(1)_flags := $(cross_flags)
     -Wl,-rpath,$$(wildcard $(CURDIR)/.build/$(1)/jsoncpp/usr/lib/*-linux-*)
 cross-$(1): | deps-$(1)
 	@tests/cross/jsoncpp $(1) .build/$(1)/jsoncpp
-	@rm -f .build/$(1)/unbuilt
-	@$$(MAKE) $$(all_cores) $(cross_tests:%=.build/$(1)/%) || touch .build/$(1)/unbuilt
-	@RUN_WITH='tests/cross/run $(1)' .ci/test .build/$(1) $(cross_tests:%=.build/$(1)/%)
+	$$(call run_tests,$(1),$(cross_tests:%=.build/$(1)/%),RUN_WITH='tests/cross/run $(1)')
 endef
 $(foreach each,s390x armhf i386,$(eval $(call cross_rules,$(each))))
 
@@ -187,9 +185,7 @@ libcxx_tests := .build/libcxx/white_tests
 $(libcxx_tests): .build/libcxx/jsoncpp.o
 libcxx: | deps-libcxx  ## Runs the white-box tests over libc++, which macOS has
 	@tests/cross/jsoncpp source .build/libcxx/jsoncpp
-	@rm -f .build/libcxx/unbuilt
-	@$(MAKE) $(all_cores) $(libcxx_tests) || touch .build/libcxx/unbuilt
-	@.ci/test .build/libcxx $(libcxx_tests)
+	$(call run_tests,libcxx,$(libcxx_tests))
 
 # --- other peers ------------------------------------------------------------------------
 

@@ -117,10 +117,11 @@ void checkHandshake(const RequestHead &head) {
           "the subprotocol is one of the server's");
     if (request.status != 0) return;
     check((head.method == "GET" || head.method == "HEAD") && head.path.substr(0, 1) == "/" &&
-              count(head, "Host") == 1 && count(head, "Transfer-Encoding") == 0,
-          "a valid request is for a path, with one Host and no body");
+              (count(head, "Host") == 1 || (head.http10 && count(head, "Host") == 0)) &&
+              count(head, "Transfer-Encoding") == 0,
+          "a valid request is for a path, with one Host (or none in HTTP/1.0) and no body");
     if (upgrade.status != 0) return;
-    check(head.method == "GET" && asksForWebSocket(head),
+    check(head.method == "GET" && !head.http10 && asksForWebSocket(head),
           "only a client that asks for it is upgraded");
     const std::string key = fieldValue(head, "Sec-WebSocket-Key");
     check(count(head, "Sec-WebSocket-Key") == 1 && key.size() == 24 && key.substr(22) == "==" &&
