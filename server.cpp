@@ -2190,7 +2190,7 @@ bool asksForWebSocket(const RequestHead &head) {
 WSResponse checkUpgrade(const RequestHead &head) {
     if (head.method != "GET") return plainResponse(400, "The opening handshake is a GET.");
     if (head.http10)
-        return plainResponse(400, "This needs HTTP/1.1; in nginx, set proxy_http_version 1.1;");
+        return plainResponse(400, "This needs version 1.1 of HTTP; nginx: proxy_http_version 1.1;");
     if (!listHas(head, "Upgrade", "websocket") || !listHas(head, "Connection", "Upgrade"))
         return upgradeRequired();
     if (fieldValue(head, "Sec-WebSocket-Version") != "13")
