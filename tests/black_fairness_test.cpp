@@ -59,7 +59,7 @@ TEST_CASE("A crowd that finishes its handshakes at one moment is let in over man
         return server.userCount() == 201;
     });
     CHECK(turns >= 40);  // a millisecond each is for at most four of these
-    if (!kUnderValgrind) CHECK(longest <= 20);
+    CHECK(longest <= 20);
 }
 
 TEST_CASE("A crowd that ends at one moment says goodbye over many turns, each user in order") {
