@@ -131,8 +131,7 @@ class Outbox {  // the queue of unsent bytes (section 9)
         std::string_view bytes() const { return shared ? *shared : copied; }
     };
     std::vector<Piece> pieces_;
-    std::size_t first_ = 0;   // the pieces before this one are sent
-    std::size_t offset_ = 0;  // and so are this many bytes of it
+    std::size_t offset_ = 0;  // bytes of the first piece that are sent
     std::size_t size_ = 0;    // bytes unsent
 };
 
@@ -1974,7 +1973,7 @@ void Outbox::append(Payload payload) {
 
 std::size_t Outbox::gather(std::array<iovec, kMaxPieces> &pieces) const {
     std::size_t count = 0, offset = offset_;
-    for (std::size_t i = first_; i < pieces_.size() && count < kMaxPieces; ++i) {
+    for (std::size_t i = 0; i < pieces_.size() && count < kMaxPieces; ++i) {
         const std::string_view rest = pieces_[i].bytes().substr(std::exchange(offset, 0));
         if (!rest.empty()) pieces[count++] = {const_cast<char *>(rest.data()), rest.size()};
     }
@@ -1984,23 +1983,18 @@ std::size_t Outbox::gather(std::array<iovec, kMaxPieces> &pieces) const {
 Payload Outbox::sent(std::size_t size) {
     Payload large;
     size_ -= size;
-    while (first_ < pieces_.size() && size >= pieces_[first_].bytes().size() - offset_) {
-        Piece &piece = pieces_[first_++];
-        size -= piece.bytes().size() - std::exchange(offset_, 0);
+    offset_ += size;
+    std::size_t whole = 0;  // pieces
+    for (; whole < pieces_.size() && offset_ >= pieces_[whole].bytes().size(); ++whole) {
+        Piece &piece = pieces_[whole];
+        offset_ -= piece.bytes().size();
         if (piece.shared.use_count() == 1 && piece.shared->capacity() > kSmall)
             large = std::move(piece.shared);
-        piece.shared = nullptr;
-        if (first_ > 1) std::string().swap(piece.copied);
     }
-    offset_ += size;
-    if (first_ == pieces_.size()) {
-        pieces_.resize(std::min<std::size_t>(first_, 1));
-        for (Piece &piece : pieces_) piece.copied.clear();
-        first_ = 0;
-    } else if (first_ > pieces_.size() / 2) {
-        pieces_.erase(pieces_.begin(), pieces_.begin() + static_cast<std::ptrdiff_t>(first_));
-        first_ = 0;
-    }
+    const auto rest = pieces_.begin() + static_cast<std::ptrdiff_t>(whole);
+    pieces_.erase(pieces_.begin() + (size_ == 0 && whole > 0), rest);
+    if (size_ > 0) return large;
+    for (Piece &piece : pieces_) piece.shared = nullptr, piece.copied.clear();
     return large;
 }
 
