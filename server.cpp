@@ -1798,9 +1798,8 @@ struct JsonTools {
         if (!readsFractions)
             jsonTrouble =
                 "JSON with fractions is not read, for the global locale's decimal point: use "
-                "jsoncpp "
-                "1.9.7, or std::locale::global(std::locale(std::locale(), std::locale::classic(), "
-                "std::locale::numeric))";
+                "std::locale::classic()'s numeric facet for std::locale::global(), or jsoncpp "
+                "1.9.7";
     }
 };
 thread_local JsonTools jsonTools;
