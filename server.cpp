@@ -138,8 +138,8 @@ class Outbox {  // the queue of unsent bytes (section 9)
 struct Field {
     std::string_view name, value;
 };
-struct RequestHead {  // its views point into the text that was parsed
-    std::string_view method, path, query;
+struct RequestHead {  // the text that was parsed, and views of its parts
+    std::string_view text, method, path, query;
     bool http10 = false;  // not 1.1 or a later 1.x
     std::vector<Field> fields;
 };
@@ -753,7 +753,7 @@ struct WSLoop {
     // Receives once, unless frames wait here already, and parses. True if the share is used up.
     bool read(WSConnection &c) {
         if (c.state == State::dead || isThrottled(c)) return false;
-        std::size_t size = c.unread.size();
+        std::size_t size = c.unread.size(), used = 0, traced = size;
         if (inbox_.size() < size + kMostBytes) inbox_.resize(size + kMostBytes);
         std::copy(c.unread.begin(), c.unread.end(), inbox_.begin());
         bool usedShare = false;
@@ -768,8 +768,8 @@ struct WSLoop {
         }
         c.lastByte = now_;
         c.hasUnread = false;
-        std::size_t used = 0;
-        if (c.state == State::handshaking) used = doHandshake(c, {inbox_.data(), size});
+        if (c.state == State::handshaking) traced = used = doHandshake(c, {inbox_.data(), size});
+        trace(c, WSDirection::received, {&inbox_[traced], size - traced});
         if (c.state == State::open || c.state == State::closing)
             used += readFrames(c, &inbox_[used], size - used);
         if (c.state > State::closing) used = size;  // input is discarded
@@ -848,8 +848,19 @@ struct WSLoop {
     void receivedClose(WSConnection &c, std::string_view payload) {
         const Progress close = parseClose(payload);
         if (close.answer == Progress::bad) return fail(c, close.code, close.reason);
-        if (c.state == State::open) queueFrame(c, Opcode::close, payload.substr(0, 2));
+        const bool isAnswer = c.state != State::open;
         end(c, close.code, std::string(payload.substr(close.used)), State::flushing);
+        if (!isAnswer) queueFrame(c, Opcode::close, payload.substr(0, 2));
+    }
+
+    // What trace() itself sends is not traced: that would never end. False if it throws.
+    bool trace(WSConnection &c, WSDirection direction, std::string_view bytes) {
+        if (!server_.tracing_ || !c.user || bytes.empty() || inTrace_) return true;
+        inTrace_ = true;
+        const auto call = [&] { server_.callTrace(*c.user, direction, bytes); };
+        const bool fine = callHook(&c, "trace", call);
+        inTrace_ = false;
+        return fine;
     }
 
     // The peer will send nothing more. What is queued for it may still arrive.
@@ -920,6 +931,8 @@ struct WSLoop {
             c.outbox.append({header.data(), size}, shared ? std::string_view() : payload);
             if (shared) c.outbox.append(shared);
         });
+        const auto bytes = [&] { return std::string(header.data(), size).append(payload); };
+        if (server_.tracing_) guarded(c, [&] { trace(c, WSDirection::sent, bytes()); });
     }
 
     template <class Append>
@@ -998,8 +1011,8 @@ struct WSLoop {
         if (c->state != State::open) return;
         const std::string payload = encodeClose(code, reason);
         std::string cutReason = payload.substr(2);
-        queueFrame(*c, Opcode::close, payload);
         end(*c, code, std::move(cutReason), State::closing);
+        queueFrame(*c, Opcode::close, payload);
     }
 
     // What preConnect() decides. Only in preConnect() has a user a connection without being open.
@@ -1023,8 +1036,9 @@ struct WSLoop {
 
     // Fails the connection (RFC 6455 7.1.7): the peer is told why, its answer is not awaited.
     void fail(WSConnection &c, int code, std::string reason) {
-        if (c.state == State::open) queueFrame(c, Opcode::close, encodeClose(code, reason));
-        end(c, code, std::move(reason), State::flushing);
+        const bool wasOpen = c.state == State::open;
+        end(c, code, reason, State::flushing);
+        if (wasOpen) queueFrame(c, Opcode::close, encodeClose(code, reason));
     }
 
     // Drops a connection at once. Keep `reason` within 15 bytes: memory may have run out.
@@ -1263,17 +1277,17 @@ struct WSLoop {
             answer(c, plainResponse(progress.code, progress.reason));
         } else if (progress.answer == Progress::done) {
             c.address = clientAddress(c.address, proxies_, head);
-            answerRequest(c, head, std::string(text.substr(0, progress.used)));
+            answerRequest(c, head);
         } else if (text.size() == config_.maxRequestBytes) {
             answer(c, plainResponse(431, "The request's head is too large."));
         }
         return progress.used;
     }
 
-    void answerRequest(WSConnection &c, const RequestHead &head, std::string text) {
+    void answerRequest(WSConnection &c, const RequestHead &head) {
         WSResponse reply = checkRequest(head);
         if (reply.status == 0 && !asksForWebSocket(head)) {
-            const WSRequest request(text, encodeAddress(c.address));
+            const WSRequest request(std::string(head.text), encodeAddress(c.address));
             const bool fine = callHook(&c, "httpRequest", [&] {
                 server_.httpRequest(request, reply);
                 if (reply.status == 0) return;
@@ -1292,7 +1306,7 @@ struct WSLoop {
             reply =
                 plainResponse(503, std::string("There is no room: ") + limit + " has been reached.",
                               {{"Retry-After", "10"}});  // a guess
-        if (reply.status == 0) welcome(c, head, std::move(text));
+        if (reply.status == 0) welcome(c, head);
         else answer(c, reply, head.path);
     }
 
@@ -1307,13 +1321,13 @@ struct WSLoop {
 
     // Makes the user, and lets it in unless preConnect() refuses it. What can throw comes before
     // preConnect() returns, or is guarded: so the hooks always come in pairs.
-    void welcome(WSConnection &c, const RequestHead &head, std::string text) {
+    void welcome(WSConnection &c, const RequestHead &head) {
         const std::string key = acceptKey(fieldValue(head, "Sec-WebSocket-Key"));
         const std::string offered = fieldValue(head, "Sec-WebSocket-Protocol");
         const std::string chosen = chooseProtocol(config_.protocols, offered);
         const std::uint64_t id = ++lastId_;
         decision_ = {};
-        const bool returned = callHook(&c, "preConnect", [&] {
+        bool returned = callHook(&c, "preConnect", [&] {
             c.user = server_.makeUser();
             byId_[id] = &c;
             WSBaseUser &user = *c.user;
@@ -1321,10 +1335,12 @@ struct WSLoop {
             user.id_ = id;
             user.clock_ = &now_;
             user.lastMessage_ = now_;
-            user.request_ = WSRequest(std::move(text), encodeAddress(c.address));
+            user.request_ = WSRequest(std::string(head.text), encodeAddress(c.address));
             if (!chosen.empty()) user.protocol_ = std::make_unique<const std::string>(chosen);
             server_.callPreConnect(user, c.fd);
         });
+        if (returned && decision_.status == 0)
+            returned = trace(c, WSDirection::received, head.text);
         if (!returned || decision_.status != 0) {
             byId_.erase(id);
             c.user.reset();
@@ -1343,7 +1359,8 @@ struct WSLoop {
             for (const auto &[name, value] : decision_.headers)
                 response += name + ": " + value + "\r\n";
             // Shared, not copied, so that an idle connection keeps no buffer.
-            c.outbox.append(std::make_shared<std::string>(response + "\r\n"));
+            c.outbox.append(std::make_shared<std::string>(response += "\r\n"));
+            trace(c, WSDirection::sent, response);
         });
         log(WSLevel::debug, c, " came: ", head.path);
         callHook(&c, "postConnect", [&] { server_.callPostConnect(*c.user, c.fd); });
@@ -1669,7 +1686,7 @@ struct WSLoop {
     std::vector<char> inbox_;                // shared by all connections: idle ones need none
     std::shared_ptr<WSMessage::Body> body_;  // of the last message, kept for the next one
     bool mustRest_ = false;                  // the kernel has no memory
-    bool inSendHook_ = false, inConsole_ = false, shuttingDown_ = false;
+    bool inSendHook_ = false, inTrace_ = false, inConsole_ = false, shuttingDown_ = false;
     WSResponse decision_;  // of preConnect(): status 0 lets the user in; headers go out
 
     // What other threads and signal handlers touch.
@@ -2144,6 +2161,7 @@ bool parseRequestLine(std::string_view line, RequestHead &head) {
 Progress parseHead(std::string_view bytes, std::size_t seen, RequestHead &head) {
     const Progress end = findHeadEnd(bytes, seen);
     if (end.answer != Progress::done) return end;
+    head.text = bytes.substr(0, end.used);
     std::string_view lines = bytes.substr(0, end.used - 2);
     for (bool first = true; !lines.empty(); first = false) {
         const std::string_view line = lines.substr(0, lines.find("\r\n"));

@@ -117,6 +117,7 @@ struct WSStats {
 };
 
 enum class WSLevel { debug, warning, error };
+enum class WSDirection { received, sent };
 
 // g++ warns of hooks in your class that hide one of these, because their parameters differ.
 #pragma GCC diagnostic push
@@ -245,6 +246,7 @@ class WSBaseServer {
     virtual ~WSBaseServer();  // closes all connections; only a shutdown calls the hooks
 
     WSBaseConfig &baseConfig() { return *config_; }
+    bool tracing_ = true;  // until trace() turns out to be the default one
 
     // For walks over the users: slots 0 to slotCount() - 1, null where no user is connected.
     std::size_t slotCount() const;
@@ -258,6 +260,7 @@ class WSBaseServer {
     virtual void callPreSend(WSBaseUser &user, WSMessage &msg) = 0;
     virtual void callPostSend(WSBaseUser &user, WSMessage &msg) = 0;
     virtual void callDrained(WSBaseUser &user) = 0;
+    virtual void callTrace(WSBaseUser &user, WSDirection direction, std::string_view bytes) = 0;
     virtual void callPreConnect(WSBaseUser &user, int socket) = 0;
     virtual void callPostConnect(WSBaseUser &user, int socket) = 0;
     virtual void callPreDisconnect(WSBaseUser &user, int socket) = 0;
@@ -363,6 +366,15 @@ class WebSocketServer : public WSBaseServer {
     // users() any more, and sends to it return false. The connection may be lost already.
     virtual void preDisconnect(User &user, int socket) { (void)user, (void)socket; }
 
+    // The bytes of the user's connection: received ones as recv() brings them, sent ones frame by
+    // frame as they are queued. First comes the request: an exception or disconnect() at that call
+    // is as in preConnect(). `bytes` is valid until this returns; what you send in here is not
+    // traced. The default ends all tracing, so that it costs nothing: an override must not call it.
+    virtual void trace(User &user, WSDirection direction, std::string_view bytes) {
+        (void)user, (void)direction, (void)bytes;
+        tracing_ = false;
+    }
+
   private:
     friend class WSUsers<User, WebSocketServer>;
     static User &typed(WSBaseUser &user) { return static_cast<User &>(user); }
@@ -372,6 +384,9 @@ class WebSocketServer : public WSBaseServer {
     void callPreSend(WSBaseUser &user, WSMessage &msg) final { preSend(typed(user), msg); }
     void callPostSend(WSBaseUser &user, WSMessage &msg) final { postSend(typed(user), msg); }
     void callDrained(WSBaseUser &user) final { drained(typed(user)); }
+    void callTrace(WSBaseUser &user, WSDirection direction, std::string_view bytes) final {
+        trace(typed(user), direction, bytes);
+    }
     void callPreConnect(WSBaseUser &user, int socket) final { preConnect(typed(user), socket); }
     void callPostConnect(WSBaseUser &user, int socket) final { postConnect(typed(user), socket); }
     void callPreDisconnect(WSBaseUser &user, int socket) final {

@@ -90,6 +90,12 @@ class HooksServer : public WebSocketServer<HooksUser, HooksConfig> {
         print("preShutdown", doShutdown ? "accepted" : "refused; ask again");
     }
 
+    // The bytes themselves: the request and its answer, then frames.
+    void trace(HooksUser &user, WSDirection direction, std::string_view bytes) override {
+        const char *way = direction == WSDirection::received ? " bytes received" : " bytes sent";
+        say("trace", user, std::to_string(bytes.size()) + way);
+    }
+
     void postShutdown() override { print("postShutdown", "goodbye"); }
 
     // Never trust input: asString() throws if the value is an array or an object.

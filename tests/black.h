@@ -122,6 +122,8 @@ class Server : public WebSocketServer<User, Config> {
     std::function<void()> onPostDisconnect, onPostShutdown, onTick;
     std::function<void(bool &)> onPreShutdown;
     std::function<void(const WSRequest &, WSResponse &)> onHttp;
+    std::function<void(User &, WSDirection, std::string_view)>
+        onTrace;  // set it before anybody comes
 
     // The connect and disconnect hooks in `hooks`.
     Strings connectHooks() const {
@@ -201,6 +203,10 @@ class Server : public WebSocketServer<User, Config> {
         if (onHttp) onHttp(request, response);
     }
     void console(WSLevel, std::string_view text) override { lines.emplace_back(text); }
+    void trace(User &user, WSDirection direction, std::string_view bytes) override {
+        if (onTrace) onTrace(user, direction, bytes);
+        else WebSocketServer::trace(user, direction, bytes);
+    }
 
   private:
     static Config changed(const Change &change) {

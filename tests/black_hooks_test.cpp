@@ -592,6 +592,156 @@ TEST_CASE("setHeader() throws for what WSResponse may not have, and outside preC
     CHECK_THROWS_AS(server.setHeader(server.user(1), "A", "b"), std::logic_error);
 }
 
+namespace {
+
+// What trace() was given: all bytes in either direction, and the directions in their order.
+struct Wire {
+    std::string received, sent, order;
+
+    explicit Wire(Server &server) {
+        server.onTrace = [this](User &, WSDirection direction, std::string_view bytes) {
+            CHECK_FALSE(bytes.empty());
+            (direction == WSDirection::received ? received : sent) += bytes;
+            order += direction == WSDirection::received ? 'r' : 's';
+        };
+    }
+};
+
+}  // namespace
+
+TEST_CASE("trace() gets all bytes of a user, as they came and went") {
+    const std::string frames = frame(kText, "hi") + frame(kPing, "p") + closeFrame(1000, "bye");
+    const std::string all = upgrade("/", "Cookie: a=b\r\n") + frames;
+    SUBCASE("that come in one packet") {
+        Server server;
+        Wire wire(server);
+        Client client(server);
+        client.send(all);
+        client.wait("the end", [&] { return !client.end.empty(); });
+        CHECK(wire.received == all);
+        CHECK(wire.sent == client.input);
+        CHECK(wire.order == "rsrsss");  // request and answer, the frames, an answer to each
+    }
+    SUBCASE("that come one by one") {
+        Server server;
+        Wire wire(server);
+        Client client(server);
+        for (const char &byte : all) client.step({&byte, 1});
+        client.wait("the end", [&] { return !client.end.empty(); });
+        CHECK(wire.received == all);
+        CHECK(wire.sent == client.input);
+        CHECK(wire.order.substr(0, 3) == "rsr");  // the whole request at once, its answer, a byte
+        CHECK(std::count(wire.order.begin(), wire.order.end(), 'r') ==
+              static_cast<std::ptrdiff_t>(1 + frames.size()));
+    }
+    SUBCASE("of which the kernel takes a part at a time") {
+        Server server;
+        Wire wire(server);
+        Peer peer(server, "/", "", 4096);
+        const std::string large(3'000'000, 'x'), small(30, 'y');
+        server.sendToUser(server.user(1), WSMessage(large));
+        for (int i = 0; i < 200; ++i) server.sendToUser(server.user(1), WSMessage(small));
+        peer.wait("all of it", [&] { return peer.input.size() == 3'000'010 + 200 * 32; });
+        CHECK(wire.sent == peer.response + peer.input);
+        CHECK(wire.order == "rs" + std::string(201, 's'));  // a call for each frame
+    }
+}
+
+TEST_CASE("trace() begins behind preConnect() and ends before preDisconnect()") {
+    Server server;
+    server.onTrace = [&](User &user, WSDirection direction, std::string_view) {
+        server.hooks.push_back(direction == WSDirection::received ? "received" : "sent");
+        CHECK(user.id() == 1);
+    };
+    Peer peer(server);
+    peer.send(closeFrame(1000));
+    CHECK(peer.hearAll() == Strings{"close 1000", "EOF"});
+    CHECK(joined(server.hooks) ==
+          "preConnect 1, received, sent, postConnect 1, received, sent, preDisconnect 1 1000, "
+          "postDisconnect");
+    Client refused(server);
+    server.onPreConnect = [&](User &user) { server.refuse(user, 403); };
+    refused.send(upgrade());
+    CHECK(refused.status() == 403);  // a CHECK in onTrace would have failed
+}
+
+TEST_CASE("What trace() sends, to whomever, is not traced") {
+    Server server;
+    std::size_t calls = 0;
+    server.onTrace = [&](User &, WSDirection, std::string_view bytes) {
+        const std::string before(bytes);
+        ++calls;
+        for (int i = 0; i < 50; ++i) server.sendToAll(std::string(2000, 'x'));
+        CHECK(bytes == before);  // sending has not moved what it was given
+    };
+    Peer first(server);  // its request is traced before it can be sent to, its 101 afterwards
+    for (int i = 0; i < 50; ++i) CHECK(first.hear().size() == 2005);
+    Peer second(server);
+    for (int i = 0; i < 100; ++i) CHECK(first.hear().size() == 2005);
+    for (int i = 0; i < 50; ++i) CHECK(second.hear().size() == 2005);
+    CHECK(calls == 4);
+    CHECK(first.hearUntilPong().size() == 50);  // for the ping; those for the pong follow it
+}
+
+TEST_CASE("A trace() that sends more than a queue holds costs its user the connection") {
+    Server server;
+    server.onTrace = [&](User &user, WSDirection, std::string_view) {
+        while (server.sendToUser(user, std::string(300'000, 'x'))) {}
+    };
+    Client client(server);
+    client.send(upgrade());
+    client.wait("the end", [&] { return !client.end.empty(); });
+    pump(server, "the last hook", [&] { return server.hooks.back() == "postDisconnect"; });
+    CHECK(has(joined(server.hooks), "preDisconnect 1 1008"));
+}
+
+TEST_CASE("trace() may throw or disconnect its user at each of its calls") {
+    for (int call = 1; call <= 6; ++call)
+        for (const bool throws : {true, false}) {
+            CAPTURE(call);
+            CAPTURE(throws);
+            Server server;
+            int calls = 0;
+            server.onTrace = [&](User &user, WSDirection, std::string_view) {
+                if (++calls != call) return;
+                if (throws) throw std::runtime_error("on purpose");
+                server.disconnect(user, 4000);
+            };
+            Client client(server);
+            for (const std::string &bytes :  // each causes two calls
+                 {upgrade(), frame(kText, "hi"), closeFrame(1000)}) {
+                client.send(bytes);
+                for (int turn = 0; turn < 5; ++turn) server.turn(kTurn);
+            }
+            client.wait("the end", [&] { return !client.end.empty(); });
+            CHECK(calls >= call);
+            if (call == 1) {  // as in preConnect()
+                CHECK(has(client.input, throws ? "HTTP/1.1 500 " : "HTTP/1.1 403 "));
+                continue;
+            }
+            pump(server, "the last hook", [&] { return server.hooks.back() == "postDisconnect"; });
+            CHECK(has(client.input, "HTTP/1.1 101 "));
+            const int code = call == 6 ? 1000 : throws ? 1011 : 4000;  // the first end counts
+            const std::string close = networkOrder(0x88, 1);
+            CHECK(has(client.input, close));
+            CHECK(client.input.find(close) == client.input.rfind(close));
+            CHECK(has(joined(server.hooks), "preDisconnect 1 " + std::to_string(code)));
+            checkPairs(server);
+        }
+}
+
+TEST_CASE("The default trace() is called once, and never again") {
+    struct Counting : Server {
+        using Server::tracing_;
+    };
+    Counting server;
+    CHECK(server.tracing_);
+    Peer peer(server);
+    CHECK_FALSE(server.tracing_);
+    peer.send(frame(kText, "hi"));
+    CHECK(peer.hear() == "text hi");
+}
+
 TEST_CASE("refuse() throws outside preConnect()") {
     Server server;
     bool threw = false;
@@ -711,7 +861,7 @@ const std::vector<Abuse> kAbuses = {
 
 const Strings kHooks = {"preConnect",   "postConnect",   "process",        "preSend",
                         "postSend",     "preDisconnect", "postDisconnect", "preShutdown",
-                        "postShutdown", "httpRequest",   "drained"};
+                        "postShutdown", "httpRequest",   "drained",        "trace"};
 
 // Makes `hook` of the third user run the abuse once.
 void arm(Server &server, const std::string &hook, const Abuse &abuse) {
@@ -728,6 +878,7 @@ void arm(Server &server, const std::string &hook, const Abuse &abuse) {
     server.onDrained = [=](User &user) { once("drained", &user); };
     server.onPreDisconnect = [=](User &user) { once("preDisconnect", &user); };
     server.onPostDisconnect = [=] { once("postDisconnect", nullptr); };
+    server.onTrace = [=](User &user, WSDirection, std::string_view) { once("trace", &user); };
     server.onPreShutdown = [=](bool &) { once("preShutdown", nullptr); };
     server.onPostShutdown = [=] { once("postShutdown", nullptr); };
     server.onHttp = [=](const WSRequest &, WSResponse &) { once("httpRequest", nullptr); };
@@ -747,8 +898,8 @@ TEST_CASE("Whatever a hook does, hooks stay paired and the server serves the oth
                 config.closeSeconds = 100;  // no test waits for it
                 config.lowMarkBytes = 0;    // drained() follows each send
             });
+            arm(server, hook, abuse);  // before all: trace() counts as overridden or not
             Peer witness(server), other(server);
-            arm(server, hook, abuse);
 
             // The third user lives its whole life in one packet, but stays until drained() if that
             // is the hook. Then a client requests a page.
@@ -777,7 +928,8 @@ TEST_CASE("Whatever a hook does, hooks stay paired and the server serves the oth
             witness.close();
             server.takeLastTurns();
             CHECK(server.userCount() == 0);
-            const bool refused = hook == "preConnect" && has(actor.input, "HTTP/1.1 ") &&
+            const bool refused = (hook == "preConnect" || hook == "trace") &&
+                                 has(actor.input, "HTTP/1.1 ") &&
                                  !has(actor.input, "HTTP/1.1 101 ");
             checkPairs(server, refused ? 1 : 0);
         }

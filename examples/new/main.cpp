@@ -80,6 +80,9 @@ class Server : public WebSocketServer<User, Config> {
     // tickSeconds have passed.
     // void tick() override {}
 
+    // Bytes were received from the user, or queued for it.
+    // void trace(User &user, WSDirection direction, std::string_view bytes) override {}
+
     // There is a line to log; it is safe to print.
     // void console(WSLevel level, std::string_view text) override {
     //     const std::time_t now = std::time(nullptr);
