@@ -301,6 +301,7 @@ struct WSConnection {
     std::uint8_t rank = 1;    // 0: cheap lately; 1: in its handshake; 2: costly: see serve()
     bool hasUnread = false;   // `unread` may hold whole frames: no recv() needed
     bool inputEnded = false;  // the peer has shut down its side
+    bool peerLeft = false;    // the peer's Close came first
     bool stalled = false;     // the kernel did not take everything: waiting for POLLOUT
     bool aboveMark = false;   // more than lowMark() was queued, and some of it still is
     bool wantsBody = true;    // false: the request is a HEAD (RFC 9110 9.3.2)
@@ -848,9 +849,9 @@ struct WSLoop {
     void receivedClose(WSConnection &c, std::string_view payload) {
         const Progress close = parseClose(payload);
         if (close.answer == Progress::bad) return fail(c, close.code, close.reason);
-        const bool isAnswer = c.state != State::open;
+        c.peerLeft = c.state == State::open;  // otherwise this answers ours
         end(c, close.code, std::string(payload.substr(close.used)), State::flushing);
-        if (!isAnswer) queueFrame(c, Opcode::close, payload.substr(0, 2));
+        if (c.peerLeft) queueFrame(c, Opcode::close, payload.substr(0, 2));
     }
 
     // What trace() itself sends is not traced: that would never end. False if it throws.
@@ -1067,8 +1068,11 @@ struct WSLoop {
     void sayGoodbye(WSConnection &c) {
         const int code = c.closeCode;
         const std::string_view words = wordsFor(code), reason = c.user->closeReason_;
-        log(WSLevel::debug, c, " left: ", code, words.empty() ? "" : " ", words,
-            reason.empty() ? "" : ": ", reason);
+        log(WSLevel::debug, c,
+            code == kConnectionLost ? " was lost: "
+            : c.peerLeft            ? " left: "
+                                    : " was disconnected: ",
+            code, words.empty() ? "" : " ", words, reason.empty() ? "" : ": ", reason);
         guarded(c, [&] { ++stats_.disconnects[code < 3000 ? code : code / 1000 * 1000]; });
         callHook(&c, "preDisconnect", [&] { server_.callPreDisconnect(*c.user, c.fd); });
         callHook(&c, "postDisconnect", [&] { server_.postDisconnect(); });
@@ -1362,7 +1366,9 @@ struct WSLoop {
             c.outbox.append(std::make_shared<std::string>(response += "\r\n"));
             trace(c, WSDirection::sent, response);
         });
-        log(WSLevel::debug, c, " came: ", head.path);
+        const std::string &origin = fieldValue(head, "Origin");
+        log(WSLevel::debug, c, " came to ", head.path, origin.empty() ? "" : " from a page of ",
+            origin);
         callHook(&c, "postConnect", [&] { server_.callPostConnect(*c.user, c.fd); });
     }
 
@@ -1371,8 +1377,9 @@ struct WSLoop {
                 bool isOurs = true) {
         const std::string_view body = isOurs ? std::string_view(response.body) : "";
         const std::string_view why = body.substr(0, body.find('\n'));
-        log(WSLevel::debug, c, " was answered ", response.status, why.empty() ? "" : ": ", why,
-            path.empty() ? "" : " Path: ", path);
+        log(WSLevel::debug, c, path.empty() ? "" : " asked for ", path, path.empty() ? "" : " and",
+            " was answered ", response.status, " ", wordsFor(response.status),
+            why.empty() ? "" : ": ", why);
         queue(c, [&] {
             c.outbox.append(std::make_shared<std::string>(
                 encodeResponse(response, std::time(nullptr), c.wantsBody)));
@@ -1664,6 +1671,7 @@ struct WSLoop {
 
     Microseconds clock_ = 0;  // read by updateClock() when time may have passed
     Microseconds now_ = 0;    // the time when poll() returned, for the whole turn
+    const Microseconds start_ = updateClock();
     Microseconds nextFullPoll_ = 0, nextDeadlines_ = 0, shutdownDeadline_ = 0;
     Microseconds lastTrouble_ = -kSecond;
     Microseconds lastTick_ = 0, lastPeriod_ = 0;  // when tick() was due last, and its period then
@@ -1782,8 +1790,9 @@ void WSBaseServer::console(WSLevel level, std::string_view text) {
     pollfd out{STDOUT_FILENO, POLLOUT, 0};
     if (::poll(&out, 1, 0) != 1 || out.revents != POLLOUT) return;
     constexpr std::array<const char *, 3> kLabels{"", "warning: ", "error: "};  // by WSLevel
-    std::printf("%s%.*s\n", kLabels[static_cast<std::size_t>(level)], static_cast<int>(text.size()),
-                text.data());
+    const double seconds = static_cast<double>(loop_->clock_ - loop_->start_) / 1e6;
+    std::printf("%8.3f %s%.*s\n", seconds, kLabels[static_cast<std::size_t>(level)],
+                static_cast<int>(text.size()), text.data());
     std::fflush(stdout);
 }
 
@@ -1814,9 +1823,8 @@ struct JsonTools {
         readsFractions = json.isArray() && json[0] == 1.5;
         if (!readsFractions)
             jsonTrouble =
-                "JSON with fractions is not read, for the global locale's decimal point: use "
-                "std::locale::classic()'s numeric facet for std::locale::global(), or jsoncpp "
-                "1.9.7";
+                "JSON with fractions is not read: use jsoncpp 1.9.7, or the decimal point of C, by "
+                "std::locale::global(std::locale(std::locale(), \"C\", std::locale::numeric))";
     }
 };
 thread_local JsonTools jsonTools;

@@ -178,28 +178,30 @@ TEST_CASE("The log says why a client was refused") {
     };
     tell(upgrade("/chat", "Origin: http://evil.example\r\n"));
     CHECK(server.lines.back() ==
-          "127.0.0.1 was answered 403: The origin \"http://evil.example\" is not in uniqueOrigin. "
-          "Path: /chat");
+          "127.0.0.1 asked for /chat and was answered 403 Forbidden: "
+          "The origin \"http://evil.example\" is not in uniqueOrigin.");
     tell(upgrade("/chat"));
-    CHECK(server.printed("was answered 403: The request has no Origin. Path: /chat"));
+    CHECK(server.printed("/chat and was answered 403 Forbidden: The request has no Origin."));
     tell("GET /\r\n\r\n");
-    CHECK(server.printed("127.0.0.1 was answered 400: The request line is malformed."));
+    CHECK(server.printed("127.0.0.1 was answered 400 Bad Request: The request line is malformed."));
     tell(upgrade("/closed", origin));
-    CHECK(server.printed("127.0.0.1 was answered 404: no such room Path: /closed"));
+    CHECK(
+        server.printed("127.0.0.1 asked for /closed and was answered 404 Not Found: no such room"));
     tell(upgrade("/throws", origin));
     CHECK(server.printed("preConnect() threw, for user 2 (127.0.0.1): on purpose"));
     tell("GET /http-throws HTTP/1.0\r\n\r\n");
     CHECK(server.printed("httpRequest() threw, for 127.0.0.1: on purpose"));
     tell("GET /page HTTP/1.0\r\n\r\n");
-    CHECK(server.lines.back() == "127.0.0.1 was answered 200 Path: /page");
+    CHECK(server.lines.back() == "127.0.0.1 asked for /page and was answered 200 OK");
     tell("GET /secret HTTP/1.0\r\n\r\n");
-    CHECK(server.lines.back() == "127.0.0.1 was answered 403 Path: /secret");
+    CHECK(server.lines.back() == "127.0.0.1 asked for /secret and was answered 403 Forbidden");
     Peer ada(server, "/", origin);
     tell(upgrade("/chat", origin));
-    CHECK(server.printed("503: There is no room: maxUsers has been reached. Path: /chat"));
+    CHECK(server.printed("503 Service Unavailable: There is no room: maxUsers has been reached."));
     server.config().maxUsersPerAddress = 1;
     tell(upgrade("/chat", origin));
-    CHECK(server.printed("503: There is no room: maxUsersPerAddress has been reached."));
+    CHECK(server.printed(
+        "503 Service Unavailable: There is no room: maxUsersPerAddress has been reached."));
     ada.send(closeFrame(4001, "see you"));
     pump(server, "the end", [&] { return server.userCount() == 0; });
     CHECK(server.printed("user 3 (127.0.0.1) left: 4001: see you"));
@@ -207,6 +209,21 @@ TEST_CASE("The log says why a client was refused") {
     bob.send(closeFrame(1000));
     pump(server, "the end", [&] { return server.userCount() == 0; });
     CHECK(server.lines.back() == "user 4 (127.0.0.1) left: 1000 normal");
+    const auto awaitLine = [&](const std::string &line) {
+        CAPTURE(line);
+        pump(server, "a line", [&] { return server.lines.back() == line; });
+    };
+    Peer eve(server, "/", origin);
+    awaitLine("user 5 (127.0.0.1) came to / from a page of https://example.com");
+    server.disconnect(server.user(5), 4002, "enough");
+    eve.send(closeFrame(4002));
+    awaitLine("user 5 (127.0.0.1) was disconnected: 4002: enough");
+    Peer joe(server, "/", origin);
+    joe.send(frame(kText, "\xff"));
+    awaitLine("user 6 (127.0.0.1) was disconnected: 1007 invalid data: the text is not UTF-8");
+    Peer sue(server, "/", origin);
+    sue.reset();
+    awaitLine("user 7 (127.0.0.1) was lost: 1006 no Close: connection lost");
 }
 
 TEST_CASE("A failed listen() leaves nothing open, and succeeds once the port is changed") {
@@ -408,9 +425,9 @@ TEST_CASE("Connects, disconnects and HTTP answers are logged only if debug is tr
         Client page(server);
         page.send("GET /page HTTP/1.1\r\nHost: a\r\n\r\n");
         CHECK(page.status() == 426);
-        CHECK(server.printed("user 1 (127.0.0.1) came: /somewhere") == debug);
-        CHECK(server.printed("user 1 (127.0.0.1) left: 1011 internal error") == debug);
-        CHECK(server.printed("127.0.0.1 was answered 426: This is a WebSocket") == debug);
+        CHECK(server.printed("user 1 (127.0.0.1) came to /somewhere") == debug);
+        CHECK(server.printed("user 1 (127.0.0.1) was disconnected: 1011 internal error") == debug);
+        CHECK(server.printed("was answered 426 Upgrade Required: This is a WebSocket") == debug);
         CHECK(server.printed("process() threw, for user 1 (127.0.0.1): on purpose"));
         CHECK(server.lines.size() == (debug ? 4 : 1));
     }
@@ -469,6 +486,8 @@ class Announcer : public PlainServer {
     }
 };
 
+const std::string kAnnounced = "   0.000 plain\n   0.000 warning: careful\n   0.000 error: oh\n";
+
 }  // namespace
 
 TEST_CASE("The default console() prints one line to standard output") {
@@ -484,7 +503,7 @@ TEST_CASE("The default console() prints one line to standard output") {
     std::rewind(file);
     printed.resize(std::fread(printed.data(), 1, printed.size(), file));
     std::fclose(file);
-    CHECK(printed == "plain\nwarning: careful\nerror: oh\n");
+    CHECK(printed == kAnnounced);
 }
 
 TEST_CASE("Logging to a full or a closed pipe does not stop the server") {
@@ -506,15 +525,15 @@ TEST_CASE("Logging to a full or a closed pipe does not stop the server") {
     announcer.announce();  // no SIGPIPE
     ::dup2(before, STDOUT_FILENO);
     ::close(before);
-    CHECK(printed.substr(0, 32) == "plain\nwarning: careful\nerror: oh");
+    CHECK(printed.substr(0, kAnnounced.size()) == kAnnounced);
     CHECK(printed.back() == '\n');
-    CHECK(rest == 33);
+    CHECK(rest == static_cast<ssize_t>(kAnnounced.size()));
 }
 
 TEST_CASE("A log line has a bounded length, however long the path of a request is") {
     Server server([](Config &config) { config.debug = true; });
     const Peer peer(server, "/" + std::string(5000, 'x'));
     REQUIRE(server.lines.size() == 2);
-    CHECK(has(server.lines[1], "came: /xxx"));
+    CHECK(has(server.lines[1], "came to /xxx"));
     CHECK(server.lines[1].size() < 500);
 }

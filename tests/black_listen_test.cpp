@@ -119,7 +119,7 @@ TEST_CASE("A server at unix:/path works like one at a port") {
     client.send(upgrade("/here"));
     CHECK(has(client.head(), " 101 "));
     CHECK(server->user(1).address() == "unix");
-    CHECK(server->printed("user 1 (unix) came: /here"));
+    CHECK(server->printed("user 1 (unix) came to /here"));
     checkEcho(*server, path);
     const int page = connectTo(path);
     Client browser(*server, Client::Connected{page});
