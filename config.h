@@ -123,8 +123,7 @@ struct WSBaseConfig {
     // (1006). 0: off. Keep it below the idle timeout of proxies on the way (often 60 s).
     double pingSeconds = 20;
 
-    // How long a peer may take for its part of closing, at least 0.001; the time begins again when
-    // it takes some of what was queued before.
+    // How long a peer may take for its part of closing, at least 0.001; progress restarts the time.
     double closeSeconds = 5;
 
     // How long a shutdown waits for queues to drain and peers to close, before it drops the rest.

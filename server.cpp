@@ -42,7 +42,7 @@
 //   frame header         5.2            parseFrameHeader (reserved bits, opcodes, lengths)
 //   masking              5.1, 5.3       parseFrameHeader, unmask
 //   fragmentation        5.4            MessageReader::beginFrame
-//   control frames       5.5            parseFrameHeader, receivedPing, receivedClose
+//   control frames       5.5            parseFrameHeader, received, receivedClose
 //   closing handshake    5.5.1, 7       receivedClose, disconnect, fail, flush
 //   close codes          7.4            parseClose, isCloseCode
 //   UTF-8                5.6, 8.1       checkUtf8, MessageReader::read
@@ -88,7 +88,6 @@
 
 #ifndef MSG_NOSIGNAL  // where it is missing, SO_NOSIGPIPE does the same: see add()
 #define MSG_NOSIGNAL 0
-#define WS_SET_NOSIGPIPE
 #endif
 
 // === 1. What the parts are made of ===============================================================
@@ -153,8 +152,7 @@ std::string chooseProtocol(const std::vector<std::string> &ours, std::string_vie
 std::optional<std::string> normalOrigin(std::string_view origin);
 WSResponse plainResponse(int status, std::string_view text, Headers headers = {});
 WSResponse upgradeRequired() {
-    return plainResponse(426, "This is a WebSocket server: connect with ws:// or wss://.",
-                         {{"Upgrade", "websocket"}});
+    return plainResponse(426, "This is a WebSocket server: connect with ws:// or wss://.");
 }
 bool isSendable(const WSResponse &response);
 std::string encodeResponse(const WSResponse &response, std::time_t now, bool withBody);
@@ -253,6 +251,7 @@ std::string sha1(std::string_view message);
 
 using Microseconds = std::int64_t;  // of the monotonic clock
 Microseconds microseconds(double seconds) { return std::llround(seconds * 1e6); }
+double seconds(Microseconds time) { return static_cast<double>(time) / 1e6; }
 
 // Closes a descriptor with its scope. Never 0, 1 or 2: a client would get what the program prints.
 struct Descriptor {
@@ -334,10 +333,6 @@ struct WSMessage::Body {
 };
 
 // === 2. The loop =================================================================================
-// The original's run() was: select() over all sockets; for each that is ready, either accept it, or
-// recv() once and treat the bytes as one message. Here input is a stream, of which one recv() may
-// bring half a message or fifty, and no user is removed in the middle of a turn.
-//
 // The front. poll() takes 10 µs for 100 descriptors, several ms for 10 000. So connections that
 // spoke lately stand at the front of the array, and most turns poll only these. All are polled
 // again after 5 µs per connection, at most 50 ms.
@@ -387,8 +382,7 @@ struct WSLoop {
         finish();
         ++stats_.turns;
         const Microseconds took = updateClock() - now_;
-        stats_.longestTurnSeconds =
-            std::max(stats_.longestTurnSeconds, static_cast<double>(took) / 1e6);
+        stats_.longestTurnSeconds = std::max(stats_.longestTurnSeconds, seconds(took));
         if (took > kSecond / 10) {  // a slow hook is no peer's fault
             for (const auto &c : connections_) c->deadline += took;
             shutdownDeadline_ += took;
@@ -736,8 +730,7 @@ struct WSLoop {
 
     void callPosted() {
         std::array<char, 64> bytes;
-        while (::read(wakePipe_[0], bytes.data(), bytes.size()) ==
-               static_cast<ssize_t>(bytes.size())) {}
+        while (::read(wakePipe_[0], bytes.data(), bytes.size()) > 0) {}
         std::unique_lock<std::mutex> lock(mutex_);
         const auto posted = std::exchange(posted_, {});
         lock.unlock();
@@ -770,12 +763,11 @@ struct WSLoop {
         c.lastByte = now_;
         c.hasUnread = false;
         if (c.state == State::handshaking) traced = used = doHandshake(c, {inbox_.data(), size});
-        trace(c, WSDirection::received, {&inbox_[traced], size - traced});
+        trace(c, WSDirection::received, {inbox_.data() + traced, size - traced});
         if (c.state == State::open || c.state == State::closing)
-            used += readFrames(c, &inbox_[used], size - used);
-        if (c.state > State::closing) used = size;  // input is discarded
-        if (used < size) c.unread = std::string(&inbox_[used], size - used);
-        else if (!c.unread.empty()) std::string().swap(c.unread);  // idle ones own no memory
+            used += readFrames(c, inbox_.data() + used, size - used);
+        if (c.state > State::closing) used = size;                      // input is discarded
+        std::string(inbox_.data() + used, size - used).swap(c.unread);  // idle ones own no memory
         return usedShare || c.hasUnread;
     }
 
@@ -807,15 +799,21 @@ struct WSLoop {
     }
 
     // While we wait for the peer's Close, messages are ignored, pings are answered: only receiving
-    // a Close ends that duty (RFC 6455 5.5.2). A pong is a sign of life, noted in read().
+    // a Close ends that duty (RFC 6455 5.5.2). While much is queued, or the peer takes nothing, only
+    // the latest ping is answered (5.5.3). A pong is a sign of life, noted in read().
     void received(WSConnection &c, const MessageReader::Found &found) {
         if (found.opcode == Opcode::continuation || found.opcode == Opcode::pong) return;
         if (found.opcode == Opcode::close) return receivedClose(c, found.payload);
         if (now_ - c.rateSecond >= kSecond) c.rateSecond = now_, c.rateCount = 0;
         if (config_.maxMessagesPerSecond > 0 && ++c.rateCount > config_.maxMessagesPerSecond)
             return fail(c, kPolicyViolation, "too many messages per second");
-        if (found.opcode == Opcode::ping) return receivedPing(c, found.payload);
-        if (c.state == State::open) receivedMessage(c, found.opcode);
+        if (found.opcode != Opcode::ping) {
+            if (c.state == State::open) receivedMessage(c, found.opcode);
+        } else if (c.stalled || c.queued() > kSmall) {
+            c.pong = std::make_unique<std::string>(found.payload);
+        } else {
+            queueFrame(c, Opcode::pong, found.payload);
+        }
     }
 
     // Hands the reader's message to the hooks. Its body is reused unless a hook keeps it.
@@ -837,13 +835,6 @@ struct WSLoop {
         if (body_.use_count() == 1) body_->json.reset();  // it can be large
     }
 
-    // A ping is answered with its own payload; while much is queued, or the peer takes nothing, only
-    // the latest ping is (RFC 6455 5.5.3 allows both).
-    void receivedPing(WSConnection &c, std::string_view payload) {
-        if (c.stalled || c.queued() > kSmall) c.pong = std::make_unique<std::string>(payload);
-        else queueFrame(c, Opcode::pong, payload);
-    }
-
     // The peer's Close: the answer to ours, or one that we answer with the same code; then we close
     // the TCP connection (RFC 6455 5.5.1, 7.1.1). Without a code, hooks see 1005 (7.1.5).
     void receivedClose(WSConnection &c, std::string_view payload) {
@@ -855,11 +846,10 @@ struct WSLoop {
     }
 
     // What trace() itself sends is not traced: that would never end. False if it throws.
-    bool trace(WSConnection &c, WSDirection direction, std::string_view bytes) {
+    bool trace(WSConnection &c, WSDirection way, std::string_view bytes) {
         if (!server_.tracing_ || !c.user || bytes.empty() || inTrace_) return true;
         inTrace_ = true;
-        const auto call = [&] { server_.callTrace(*c.user, direction, bytes); };
-        const bool fine = callHook(&c, "trace", call);
+        const bool fine = callHook(&c, "trace", [&] { server_.callTrace(*c.user, way, bytes); });
         inTrace_ = false;
         return fine;
     }
@@ -1068,11 +1058,9 @@ struct WSLoop {
     void sayGoodbye(WSConnection &c) {
         const int code = c.closeCode;
         const std::string_view words = wordsFor(code), reason = c.user->closeReason_;
-        log(WSLevel::debug, c,
-            code == kConnectionLost ? " was lost: "
-            : c.peerLeft            ? " left: "
-                                    : " was disconnected: ",
-            code, words.empty() ? "" : " ", words, reason.empty() ? "" : ": ", reason);
+        const char *how = c.peerLeft ? " left: " : " was disconnected: ";
+        log(WSLevel::debug, c, code == kConnectionLost ? " was lost: " : how, code,
+            words.empty() ? "" : " ", words, reason.empty() ? "" : ": ", reason);
         guarded(c, [&] { ++stats_.disconnects[code < 3000 ? code : code / 1000 * 1000]; });
         callHook(&c, "preDisconnect", [&] { server_.callPreDisconnect(*c.user, c.fd); });
         callHook(&c, "postDisconnect", [&] { server_.postDisconnect(); });
@@ -1232,7 +1220,7 @@ struct WSLoop {
         makePendingRoom();
         const int on = 1;
         ::setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof on);  // we join small frames here
-#ifdef WS_SET_NOSIGPIPE
+#ifdef SO_NOSIGPIPE
         ::setsockopt(fd, SOL_SOCKET, SO_NOSIGPIPE, &on, sizeof on);
 #endif
         try {
@@ -1294,8 +1282,8 @@ struct WSLoop {
             const WSRequest request(std::string(head.text), encodeAddress(c.address));
             const bool fine = callHook(&c, "httpRequest", [&] {
                 server_.httpRequest(request, reply);
-                if (reply.status == 0) return;
-                if (!isSendable(reply)) throw std::logic_error("the response cannot be sent");
+                if (reply.status != 0 && !isSendable(reply))
+                    throw std::logic_error("the response cannot be sent");
             });
             if (fine && reply.status != 0) return answer(c, reply, head.path, false);
             reply = fine ? upgradeRequired() : plainResponse(500, "Something went wrong.");
@@ -1331,7 +1319,7 @@ struct WSLoop {
         const std::string chosen = chooseProtocol(config_.protocols, offered);
         const std::uint64_t id = ++lastId_;
         decision_ = {};
-        bool returned = callHook(&c, "preConnect", [&] {
+        bool fine = callHook(&c, "preConnect", [&] {
             c.user = server_.makeUser();
             byId_[id] = &c;
             WSBaseUser &user = *c.user;
@@ -1343,13 +1331,11 @@ struct WSLoop {
             if (!chosen.empty()) user.protocol_ = std::make_unique<const std::string>(chosen);
             server_.callPreConnect(user, c.fd);
         });
-        if (returned && decision_.status == 0)
-            returned = trace(c, WSDirection::received, head.text);
-        if (!returned || decision_.status != 0) {
+        if (fine && decision_.status == 0) fine = trace(c, WSDirection::received, head.text);
+        if (!fine || decision_.status != 0) {
             byId_.erase(id);
             c.user.reset();
-            if (decision_.status == 426) decision_.headers.emplace_back("Upgrade", "websocket");
-            if (!returned) decision_.status = 500, decision_.body = "Something went wrong.";
+            if (!fine) decision_.status = 500, decision_.body = "Something went wrong.";
             return answer(c, plainResponse(decision_.status, decision_.body, decision_.headers),
                           head.path);
         }
@@ -1366,9 +1352,8 @@ struct WSLoop {
             c.outbox.append(std::make_shared<std::string>(response += "\r\n"));
             trace(c, WSDirection::sent, response);
         });
-        const std::string &origin = fieldValue(head, "Origin");
-        log(WSLevel::debug, c, " came to ", head.path, origin.empty() ? "" : " from a page of ",
-            origin);
+        log(WSLevel::debug, c, " came to ", head.path,
+            countFields(head, "Origin") > 0 ? " from a page of " : "", fieldValue(head, "Origin"));
         callHook(&c, "postConnect", [&] { server_.callPostConnect(*c.user, c.fd); });
     }
 
@@ -1421,21 +1406,19 @@ struct WSLoop {
     }
 
     // Opens all or none. Returns 0 or an errno. Skips addresses that this machine does not have.
-    int openListeners(const std::vector<Endpoint> &places) {
+    int openListeners(const std::vector<Endpoint> &places) try {
         growTo(listeners_, places.size());
         int error = EADDRNOTAVAIL;
-        try {
-            for (const Endpoint &place : places) {
-                const int problem = openListener(place);
-                if (problem != EADDRNOTAVAIL && problem != EAFNOSUPPORT) error = problem;
-                if (error != 0 && error != EADDRNOTAVAIL) break;
-            }
-        } catch (...) {
-            closeListeners();
-            throw;
+        for (const Endpoint &place : places) {
+            const int problem = openListener(place);
+            if (problem != EADDRNOTAVAIL && problem != EAFNOSUPPORT) error = problem;
+            if (error != 0 && error != EADDRNOTAVAIL) break;
         }
         if (error != 0) closeListeners();
         return error;
+    } catch (...) {
+        closeListeners();
+        throw;
     }
 
     int openListener(Endpoint place) {
@@ -1538,12 +1521,10 @@ struct WSLoop {
 
     // Each connection takes a descriptor, the program a few more. We may raise the soft limit.
     void raiseFileLimit() {
-        const auto wanted =
-            static_cast<std::uint64_t>(64LL + config_.maxUsers + config_.maxPending);
+        const auto wanted = static_cast<rlim_t>(64LL + config_.maxUsers + config_.maxPending);
         rlimit limit{};
         if (::getrlimit(RLIMIT_NOFILE, &limit) != 0 || limit.rlim_cur >= wanted) return;
-        const auto most = std::min<std::uint64_t>(wanted, limit.rlim_max);
-        const rlimit raised{static_cast<rlim_t>(most), limit.rlim_max};  // it may have 32 bits
+        const rlimit raised{std::min(wanted, limit.rlim_max), limit.rlim_max};
         if (::setrlimit(RLIMIT_NOFILE, &raised) == 0) limit = raised;
         if (limit.rlim_cur < wanted)
             log(WSLevel::warning, "only ", limit.rlim_cur, " files may be open, but maxUsers and ",
@@ -1669,9 +1650,8 @@ struct WSLoop {
     std::string socketPath_;  // of the listener, if it is a Unix socket
     std::atomic<int> port_{0};
 
-    Microseconds clock_ = 0;  // read by updateClock() when time may have passed
-    Microseconds now_ = 0;    // the time when poll() returned, for the whole turn
-    const Microseconds start_ = updateClock();
+    Microseconds clock_ = 0, start_ = updateClock();  // the clock, read when time may have passed
+    Microseconds now_ = 0;                            // when poll() returned, for the whole turn
     Microseconds nextFullPoll_ = 0, nextDeadlines_ = 0, shutdownDeadline_ = 0;
     Microseconds lastTrouble_ = -kSecond;
     Microseconds lastTick_ = 0, lastPeriod_ = 0;  // when tick() was due last, and its period then
@@ -1790,9 +1770,9 @@ void WSBaseServer::console(WSLevel level, std::string_view text) {
     pollfd out{STDOUT_FILENO, POLLOUT, 0};
     if (::poll(&out, 1, 0) != 1 || out.revents != POLLOUT) return;
     constexpr std::array<const char *, 3> kLabels{"", "warning: ", "error: "};  // by WSLevel
-    const double seconds = static_cast<double>(loop_->clock_ - loop_->start_) / 1e6;
-    std::printf("%8.3f %s%.*s\n", seconds, kLabels[static_cast<std::size_t>(level)],
-                static_cast<int>(text.size()), text.data());
+    std::printf("%8.3f %s%.*s\n", seconds(loop_->clock_ - loop_->start_),
+                kLabels[static_cast<std::size_t>(level)], static_cast<int>(text.size()),
+                text.data());
     std::fflush(stdout);
 }
 
@@ -2214,7 +2194,7 @@ WSResponse checkUpgrade(const RequestHead &head) {
         return upgradeRequired();
     if (fieldValue(head, "Sec-WebSocket-Version") != "13")
         return plainResponse(426, "Only version 13 of the WebSocket protocol is supported.",
-                             {{"Sec-WebSocket-Version", "13"}, {"Upgrade", "websocket"}});
+                             {{"Sec-WebSocket-Version", "13"}});
     // 16 bytes are 22 digits of base64 (RFC 4648 4), the last of which has four bits to spare.
     const std::string key = fieldValue(head, "Sec-WebSocket-Key");
     if (key.size() != 24 || key.substr(22) != "==" || !isMadeOf(key.substr(0, 22), "+/"))
@@ -2349,6 +2329,7 @@ std::string_view wordsFor(int number) {
 }
 
 WSResponse plainResponse(int status, std::string_view text, Headers headers) {
+    if (status == 426) headers.emplace_back("Upgrade", "websocket");  // RFC 9110 15.5.22
     const auto isType = [](const auto &one) { return sameIgnoringCase(one.first, "Content-Type"); };
     if (std::none_of(headers.begin(), headers.end(), isType))
         headers.emplace_back("Content-Type", "text/plain; charset=utf-8");

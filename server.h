@@ -1,17 +1,11 @@
 // SPDX-License-Identifier: MIT
 // Extendible WebSocket Server
 
-// A WebSocket server (RFC 6455) to derive from:
-//
-//     class ChatServer : public WebSocketServer<ChatUser, ChatConfig> {
-//         void process(ChatUser &user, WSMessage &msg) override { sendToAllBut(user, msg); }
-//     };
-//
-// Compile it with server.cpp and jsoncpp. This file is the contract: WSMessage, what is sent and
-// received; WSBaseServer, the loop and all that needs no type of yours; WebSocketServer, the hooks
-// with your types. One thread runs it all, the one that calls run() or turn(). In any other one only
-// stop(), post() and port() may be called: the server's other methods throw std::logic_error there.
-// So do calls about a user of another server.
+// A WebSocket server (RFC 6455) to derive from; compile it with server.cpp and jsoncpp. Here is the
+// contract: WSMessage, what is sent and received; WSBaseServer, the loop and all that needs no type
+// of yours; WebSocketServer, the hooks with your types. One thread runs it all, the one that calls
+// run() or turn(). In other threads, only stop(), post() and port() are legal; other methods throw
+// std::logic_error there, and for a user of another server.
 
 #ifndef WS_SERVER_H
 #define WS_SERVER_H
@@ -66,7 +60,6 @@ class WSMessage {
 
     WSMessage(const WSMessage &) = default;
     WSMessage &operator=(const WSMessage &) = default;
-    ~WSMessage() = default;
 
     bool isBinary() const;
     const std::string &payload() const;  // the text or the bytes, whole
@@ -158,14 +151,12 @@ class WSBaseServer {
     void stopOn(std::initializer_list<int> signalNumbers);
 
     // --- other threads, other descriptors -----------------------------------------------------
-    // Both throw std::invalid_argument for an empty function or a negative descriptor. A function
-    // that throws is logged. One that is left is destroyed with the server: what it holds must not
-    // use the server then.
+    // Both throw std::invalid_argument for an empty function or a negative descriptor. What the
+    // function throws is logged. If it is destroyed with the server, it must not use the server.
 
-    // Calls `function` once, in the loop's thread: the way from any other thread to the users. What
-    // a thread posts is called in its order; what a hook or a posted function posts, in the next
-    // turn. Functions wait while the loop does not run. A shutdown calls those that wait at its end
-    // before postShutdown().
+    // Calls `function` once, in the loop's thread: the way from any other thread to the users. A
+    // thread's functions are called in their order; what a hook or such a function posts, in the
+    // next turn; those that still wait when a shutdown ends, before postShutdown().
     void post(std::function<void()> function);
 
     // Calls `function`, like a hook, in each turn in which poll() finds `events` (POLLIN, POLLOUT
@@ -192,25 +183,26 @@ class WSBaseServer {
     int sendToAll(const WSMessage &msg);
     int sendToAllBut(const WSBaseUser &user, const WSMessage &msg);
 
-    // Starts the closing handshake (RFC 6455 7.1.2). What was sent before still arrives; nothing
-    // sent later does, nothing more is received. The user stays valid; its last two hooks follow
-    // soon. If it is on the way out already, its first code stays. In preConnect() this is
-    // refuse(user, 403, reason). Throws std::invalid_argument unless `code` may be sent (7.4: 1000
-    // to 1003, 1007 to 1014, 3000 to 4999) and `reason`, cut after 123 bytes, is UTF-8.
+    // Starts the closing handshake (RFC 6455 7.1.2). What was sent before still arrives; later
+    // messages, in both directions, do not. The user stays valid; its last two hooks follow soon.
+    // The first code stays. In preConnect() this is refuse(user, 403, reason). Throws
+    // std::invalid_argument unless `code` may be sent (7.4: 1000 to 1003, 1007 to 1014, 3000 to
+    // 4999) and `reason`, cut after 123 bytes, is UTF-8.
     void disconnect(WSBaseUser &user, int code = 1000, std::string_view reason = {});
 
-    // In preConnect() only (else std::logic_error): the user is not let in, and no other hook sees
-    // it. The answer is this HTTP status, 400 to 599 (else std::invalid_argument), and text.
+    // --- decisions: in preConnect() and for its user only (else std::logic_error) ----------------
+    // The user is not let in, and no other hook sees it. The answer is this HTTP status, 400 to 599
+    // (else std::invalid_argument), and text.
     void refuse(WSBaseUser &user, int status, std::string_view text = {});
 
-    // In preConnect() only (else std::logic_error): adds a header to the answer, whatever it becomes:
-    // 101, your refusal, or 500 if the hook throws. Throws std::invalid_argument unless WSResponse
-    // could have it; Upgrade and Sec-WebSocket-… are the server's own, too.
+    // Adds a header to the answer, whatever it becomes: 101, a refusal, or 500 if the hook throws.
+    // Throws std::invalid_argument unless WSResponse could have it. Upgrade and Sec-WebSocket-… are
+    // the server's own, too.
     void setHeader(WSBaseUser &user, std::string_view name, std::string_view value);
 
-    // In preConnect() only (else std::logic_error): agrees on this subprotocol, or on none if it is
-    // empty, instead of the first of WSBaseConfig::protocols that the client offers. The client
-    // must offer it (else std::invalid_argument), or it would fail the connection (RFC 6455 4.1).
+    // Agrees on this subprotocol, or on none if it is empty, instead of the first of
+    // WSBaseConfig::protocols that the client offers. The client must offer it (else
+    // std::invalid_argument), or it would fail the connection (RFC 6455 4.1).
     void acceptProtocol(WSBaseUser &user, std::string_view protocol);
 
     int userCount() const;  // past preConnect(), and not on the way out
@@ -225,9 +217,8 @@ class WSBaseServer {
     virtual void postShutdown() {}    // the last connection is closed; run() returns next
     virtual void postDisconnect() {}  // a user is gone; its preDisconnect() ran just before
 
-    // Called every tickSeconds, by the clock at the beginning of the turn; first that long after
-    // listen() or a change of tickSeconds, and during a shutdown, too. A late tick does not delay
-    // the next one; missed ones are not made up for.
+    // Called every tickSeconds after listen() or a change of tickSeconds, during a shutdown, too. A
+    // late tick does not delay the next one; missed ones are not made up for.
     virtual void tick() {}
 
     // A GET or HEAD that does not ask for a WebSocket. Fill in `response`: it is sent (to a HEAD
@@ -239,7 +230,7 @@ class WSBaseServer {
 
     // A line for the log, without line break, cut after 480 bytes; bytes that a terminal might obey
     // have been replaced. Level `debug` comes only if WSBaseConfig::debug is true. The default
-    // prints to standard output, and drops a line that this does not take at once.
+    // prints it behind the seconds since the server was made, if standard output takes it at once.
     virtual void console(WSLevel level, std::string_view text);
 
     explicit WSBaseServer(std::unique_ptr<WSBaseConfig> config);
@@ -280,7 +271,6 @@ class WSUsers {
     WSUsers end() const { return *this; }
 
     User &operator*() const { return static_cast<User &>(*server_->userInSlot(slot_)); }
-    User *operator->() const { return &**this; }
     WSUsers &operator++() {
         ++slot_;
         return settle();
@@ -304,9 +294,8 @@ class WSUsers {
 //   per user, however it ends. A user refused in preConnect gets none of the other three.
 // - preDisconnect, and postDisconnect right behind it, follow soon after the end: in the same turn,
 //   or, when thousands of users end at once, in one of the next.
-// - A hook that throws (messageReceived() and isIdle() count, too) is logged with the user's name
-//   ("..., for user 3 (127.0.0.1): ..."); that user is closed with 1011 (in preConnect: refused with
-//   500), and no other one is affected.
+// - A hook that throws (messageReceived() and isIdle() count, too) is logged with the user's name;
+//   that user is closed with 1011 (in preConnect: refused with 500), and no other one is affected.
 template <class User = WSBaseUser, class Config = WSBaseConfig>
 class WebSocketServer : public WSBaseServer {
     static_assert(std::is_base_of_v<WSBaseUser, User>,
@@ -389,9 +378,7 @@ class WebSocketServer : public WSBaseServer {
     }
     void callPreConnect(WSBaseUser &user, int socket) final { preConnect(typed(user), socket); }
     void callPostConnect(WSBaseUser &user, int socket) final { postConnect(typed(user), socket); }
-    void callPreDisconnect(WSBaseUser &user, int socket) final {
-        preDisconnect(typed(user), socket);
-    }
+    void callPreDisconnect(WSBaseUser &user, int fd) final { preDisconnect(typed(user), fd); }
 };
 
 #pragma GCC diagnostic pop

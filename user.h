@@ -33,8 +33,7 @@ class WSRequest {
     std::string path() const;
     std::string query() const;
 
-    // A parameter of the query ("?room=blue+sky"), or "". It is decoded ('+' is a space, %41 is A),
-    // so it may contain any bytes.
+    // A parameter of the query, or ""; "?room=blue+sky" is decoded, so it may contain any bytes.
     std::string parameter(std::string_view name) const;
 
     // A header field, or "" (hasHeader() tells an empty one from none). The case of `name` does not
