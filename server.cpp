@@ -301,6 +301,7 @@ struct WSConnection {
     bool hasUnread = false;   // `unread` may hold whole frames: no recv() needed
     bool inputEnded = false;  // the peer has shut down its side
     bool peerLeft = false;    // the peer's Close came first
+    bool owesClose = false;   // ours is due, and not queued yet
     bool stalled = false;     // the kernel did not take everything: waiting for POLLOUT
     bool aboveMark = false;   // more than lowMark() was queued, and some of it still is
     bool wantsBody = true;    // false: the request is a HEAD (RFC 9110 9.3.2)
@@ -619,6 +620,8 @@ struct WSLoop {
         finishing_.swap(busy_);
         const Microseconds writeEnd = updateClock() + 2 * kMillisecond;  // for large queues
         for (WSConnection *c : finishing_) {
+            if (std::exchange(c->owesClose, false) && c->state != State::dead)
+                guarded(*c, [&] { sendClose(*c); });
             if (c->stalled) continue;
             if (c->queued() > kSmall) c->served = updateClock() < writeEnd;
             if (c->queued() <= kSmall || c->served) flush(*c);
@@ -627,7 +630,7 @@ struct WSLoop {
         for (WSConnection *c : finishing_) {
             if (c->queued() == 0 && std::exchange(c->aboveMark, false) && c->state == State::open)
                 callHook(c, "drained", [&] { server_.callDrained(*c->user); });
-            if (leaves(*c) && clock_ < end) sayGoodbye(*c), updateClock();
+            if (leaves(*c) && !c->owesClose && clock_ < end) sayGoodbye(*c), updateClock();
         }
         std::stable_partition(finishing_.begin(), finishing_.end(),
                               [](const WSConnection *c) { return !c->served; });
@@ -842,7 +845,6 @@ struct WSLoop {
         if (close.answer == Progress::bad) return fail(c, close.code, close.reason);
         c.peerLeft = c.state == State::open;  // otherwise this answers ours
         end(c, close.code, std::string(payload.substr(close.used)), State::flushing);
-        if (c.peerLeft) queueFrame(c, Opcode::close, payload.substr(0, 2));
     }
 
     // What trace() itself sends is not traced: that would never end. False if it throws.
@@ -951,7 +953,7 @@ struct WSLoop {
             if (sent > 0) wrote(c, static_cast<std::size_t>(sent), waited);
             c.stalled = c.queued() > 0 && (sent < 0 || count < kMaxPieces);
         }
-        if (c.queued() > 0 || c.state != State::flushing) return;
+        if (c.queued() > 0 || c.state != State::flushing || c.owesClose) return;
         // Half-close, so that the peer can read everything: close() with unread input would make
         // the kernel reset the connection (RFC 9112 9.6; RFC 6455 7.1.1 describes the same).
         ::shutdown(c.fd, SHUT_WR);
@@ -1000,10 +1002,7 @@ struct WSLoop {
         if (c->state == State::handshaking && decision_.status == 0)
             decision_.status = 403, decision_.body = reason;
         if (c->state != State::open) return;
-        const std::string payload = encodeClose(code, reason);
-        std::string cutReason = payload.substr(2);
-        end(*c, code, std::move(cutReason), State::closing);
-        queueFrame(*c, Opcode::close, payload);
+        end(*c, code, std::string(cutUtf8(reason, kMaxControlPayload - 2)), State::closing);
     }
 
     // What preConnect() decides. Only in preConnect() has a user a connection without being open.
@@ -1027,9 +1026,7 @@ struct WSLoop {
 
     // Fails the connection (RFC 6455 7.1.7): the peer is told why, its answer is not awaited.
     void fail(WSConnection &c, int code, std::string reason) {
-        const bool wasOpen = c.state == State::open;
-        end(c, code, reason, State::flushing);
-        if (wasOpen) queueFrame(c, Opcode::close, encodeClose(code, reason));
+        end(c, code, std::move(reason), State::flushing);
     }
 
     // Drops a connection at once. Keep `reason` within 15 bytes: memory may have run out.
@@ -1043,6 +1040,7 @@ struct WSLoop {
         if (c.state == State::open) {
             c.user->closeReason_ = std::move(reason);
             c.closeCode = static_cast<std::uint16_t>(code);
+            c.owesClose = code != kConnectionLost;
             --userCount_;
         }
         if (c.state <= State::open) {
@@ -1052,6 +1050,13 @@ struct WSLoop {
         }
         c.state = std::max(c.state, next);
         touch(c);
+    }
+
+    // Queues our Close. The peer's own is answered with the same code, or none (RFC 6455 5.5.1).
+    void sendClose(WSConnection &c) {
+        std::string payload = encodeClose(c.closeCode, c.user->closeReason_);
+        if (c.peerLeft) payload.resize(c.closeCode == kNoCode ? 0 : 2);
+        queueFrame(c, Opcode::close, payload);
     }
 
     // Calls a user's last two hooks and frees it. The connection may live on, to close properly.
@@ -2011,8 +2016,8 @@ bool areDigits(std::string_view text) { return std::all_of(text.begin(), text.en
 
 bool isMadeOf(std::string_view text, std::string_view marks) {
     return std::all_of(text.begin(), text.end(), [&](char c) {
-        const bool letter = (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z');
-        return letter || isDigit(c) || marks.find(c) != marks.npos;
+        return (toLower(c) >= 'a' && toLower(c) <= 'z') || isDigit(c) ||
+               marks.find(c) != marks.npos;
     });
 }
 
@@ -2348,31 +2353,25 @@ bool isSendable(const WSResponse &response) {
     return true;
 }
 
-// IMF-fixdate (RFC 9110 5.6.7), whatever language the program speaks.
-std::string httpDate(std::time_t now) {
-    std::tm time{};
-    ::gmtime_r(&now, &time);
-    std::ostringstream text;
-    text.imbue(std::locale::classic());
-    text << std::put_time(&time, "%a, %d %b %Y %H:%M:%S GMT");
-    return text.str();
-}
-
 // Each response is the last (RFC 9112 9.6). Connection also names Upgrade, if sent (RFC 9110 7.8).
 std::string encodeResponse(const WSResponse &response, std::time_t now, bool withBody) {
-    std::string text = "HTTP/1.1 " + std::to_string(response.status) + ' ';  // even without words
-    text.append(wordsFor(response.status)).append("\r\n");                   // (RFC 9112 4)
-    bool upgrade = false;
-    for (const auto &[name, value] : response.headers) {
-        text += name + ": " + value + "\r\n";
-        upgrade = upgrade || sameIgnoringCase(name, "Upgrade");
-    }
     const int status = response.status;
     const bool bodiless = status == 204 || status == 205 || status == 304;
-    if (!bodiless) text += "Content-Length: " + std::to_string(response.body.size()) + "\r\n";
-    text += "Date: " + httpDate(now) + "\r\n";
-    text += upgrade ? "Connection: close, Upgrade\r\n\r\n" : "Connection: close\r\n\r\n";
-    return withBody && !bodiless ? text + response.body : text;
+    bool upgrade = false;
+    std::tm time{};
+    ::gmtime_r(&now, &time);
+    std::ostringstream head;
+    head.imbue(std::locale::classic());  // whatever language the program speaks
+    head.exceptions(std::ios::badbit);   // out of memory
+    head << "HTTP/1.1 " << status << ' ' << wordsFor(status) << "\r\n";  // even without words
+    for (const auto &[name, value] : response.headers) {
+        head << name << ": " << value << "\r\n";
+        upgrade = upgrade || sameIgnoringCase(name, "Upgrade");
+    }
+    if (!bodiless) head << "Content-Length: " << response.body.size() << "\r\n";
+    head << std::put_time(&time, "Date: %a, %d %b %Y %H:%M:%S GMT\r\n");  // RFC 9110 5.6.7
+    head << (upgrade ? "Connection: close, Upgrade\r\n\r\n" : "Connection: close\r\n\r\n");
+    return withBody && !bodiless ? head.str() + response.body : head.str();
 }
 
 // === 11. Frames ==================================================================================

@@ -185,8 +185,8 @@ TEST_CASE("After disconnect(), messages of that user are ignored, even in the sa
     server.onProcess = [&](User &user, WSMessage &) { server.disconnect(user, 4000); };
     Peer peer(server);
     peer.send(frame(kText, "the last") + frame(kText, "too late") + frame(kPing, "a"));
-    CHECK(peer.hear() == "close 4000");
     CHECK(peer.hear() == "pong a");
+    CHECK(peer.hear() == "close 4000");
     CHECK_FALSE(has(joined(server.hooks), "too late"));
 }
 

@@ -998,7 +998,9 @@ TEST_CASE("dates (RFC 9110 5.6.7), as `date -u` writes them") {
     };
     for (const auto &[seconds, date] : rows) {
         const auto time = static_cast<std::time_t>(seconds);
-        if (time == seconds) CHECK(httpDate(time) == date);  // 32 bits end in January 2038
+        if (time == seconds)  // 32 bits end in January 2038
+            CHECK(encodeResponse({200, {}, ""}, time, true).find("\r\nDate: " + date + "\r\n") !=
+                  std::string::npos);
     }
 }
 
