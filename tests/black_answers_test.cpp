@@ -205,6 +205,35 @@ TEST_CASE("Behind a TLS proxy, pages of the https origin connect, with their own
     CHECK(answerTo("Origin: http://chat.example.com\r\n") == "403");
 }
 
+TEST_CASE("trace() prints the bytes of the first user's connection, and of no other") {
+    using namespace see_the_bytes;
+    std::FILE *file = std::tmpfile();
+    REQUIRE(file != nullptr);
+    std::fflush(stdout);
+    const int before = ::dup(STDOUT_FILENO);
+    ::dup2(::fileno(file), STDOUT_FILENO);
+    {
+        Listening<ChatServer, ChatConfig> server;
+        server.config().debug = false;
+        Peer ann(server), bob(server);
+        bob.send(frame(kText, "hi"));
+        CHECK(ann.hear() == "text hi");
+    }
+    std::fflush(stdout);
+    ::dup2(before, STDOUT_FILENO);
+    ::close(before);
+    std::string printed(5000, '\0');
+    std::rewind(file);
+    printed.resize(std::fread(printed.data(), 1, printed.size(), file));
+    std::fclose(file);
+    const std::size_t begin = printed.find("\nreceived 47 45 54 20 2f 20 ");  // "GET / "
+    REQUIRE(begin != printed.npos);
+    const std::size_t end = printed.find("\nsent 48 54 54 50 2f", begin);  // "HTTP/"
+    REQUIRE(end != printed.npos);
+    CHECK(printed.find("received", begin + 2) == printed.npos);
+    CHECK(printed.substr(printed.rfind('\n')) == "\nsent 81 02 68 69");  // an unmasked "hi"
+}
+
 TEST_CASE("The README's main() listens, and ends on SIGTERM") {
     int ends[2] = {-1, -1};
     REQUIRE(::pipe(ends) == 0);
