@@ -48,16 +48,17 @@ tests := $(first) .build/test/white_tests $(filter-out $(first),$(black_tests))
 # --- building, running, testing ---------------------------------------------------------
 
 library: $(library)  ## The library alone
-examples: $(examples)  ## examples/echo, hooks, chat, game and readme
-
+examples: $(examples)  ## examples/echo, hooks, chat, game, wire and readme
 auth: examples/auth  ## examples/auth, which needs OpenSSL
 cluster: examples/cluster  ## The chat of several processes, which Redis joins
 
 run: examples/chat  ## Starts the chat; PORT=8000 and ADDRESS= say where
 	@examples/chat $(PORT:%=--port %) $(if $(filter command%,$(origin ADDRESS)),--address '$(ADDRESS)')
 
-game: examples/game  ## Starts the game
-	@examples/game
+game: ## Starts the game
+wire: ## Starts a page that draws each bit of its connection
+game wire: %: examples/%
+	@examples/$@
 
 # Goals that install something come before all others, even with -j.
 installing := $(filter deps deps-%,$(MAKECMDGOALS))
@@ -75,7 +76,6 @@ test: | $(installing)  ## Builds and runs all tests, with sanitizers
 
 new:  ## Makes a project of your own: make new DIR=../mychat
 	@.ci/new '$(DIR)'
-
 clean:  ## Removes all that was built
 	rm -rf .build $(examples) $(demanding)
 
@@ -85,7 +85,7 @@ help:  ## This list
 
 # --- installing -------------------------------------------------------------------------
 
-untested := deps% all library examples run game auth cluster new install
+untested := deps% all library examples run game wire auth cluster new install
 deps:  ## Installs what is missing to build, run and test (`make deps run`: no tests)
 	@CXX='$(CXX)' .ci/deps base \
 	    $(if $(filter-out $(untested),$(or $(filter-out deps,$(MAKECMDGOALS)),test)),test)
@@ -214,7 +214,7 @@ $(library): .build/plain/server.o
 -include tests/checks.mk
 
 always:
-.PHONY: all library examples auth run game cluster new test clean help deps deps-auth
+.PHONY: all library examples auth run game wire cluster new test clean help deps deps-auth
 .PHONY: deps-cluster install uninstall always
 .DELETE_ON_ERROR:
 .SECONDARY:
