@@ -166,6 +166,18 @@ TEST_CASE("A Close is answered with the same code, and data after it is ignored"
     }
 }
 
+TEST_CASE("The answer to a Close has its code and no more") {
+    Server server;
+    Peer peer(server);
+    peer.send(closeFrame(1001, "going"));
+    const std::optional<Peer::Frame> answer = peer.next();
+    REQUIRE(answer);
+    CHECK(answer->opcode == kClose);
+    CHECK(answer->payload == networkOrder(1001, 2));
+    CHECK(peer.hear() == "EOF");
+    CHECK(server.reasons == Strings{"going"});
+}
+
 TEST_CASE("After its Close, the server waits for that of the peer") {
     Server server;
     Peer peer(server);
@@ -175,6 +187,9 @@ TEST_CASE("After its Close, the server waits for that of the peer") {
     CHECK(peer.hear() == "pong a");
     peer.send(frame(kText, std::string(300'000, 'x')) + frame(kPing, "b"));
     CHECK(peer.hear() == "pong b");
+    peer.step(frame(kPing, "cut").substr(0, 1));
+    peer.send(frame(kPing, "cut").substr(1));
+    CHECK(peer.hear() == "pong cut");
     peer.send(closeFrame(4000) + frame(kPing, "c"));
     CHECK(peer.hear() == "EOF");
     CHECK_FALSE(has(joined(server.hooks), "process"));
@@ -292,8 +307,9 @@ TEST_CASE("A peer that breaks a rule gets the right close code, then the end of 
             });
             server.onProcess = [](User &, WSMessage &) {};
             Peer peer(server);
-            sendCut(peer, row.bytes, bytewise);
-            if (!bytewise) peer.send(frame(kText, "never"));
+            const std::string behind = frame(kPing, "never") + frame(kText, "never");
+            sendCut(peer, row.bytes + (bytewise ? "" : behind), bytewise);
+            if (!bytewise) peer.send(behind);
             Strings heard = peer.hearAll();
             heard.erase(std::remove(heard.begin(), heard.end(), "pong"), heard.end());
             CHECK(joined(heard) == "close " + std::to_string(row.code) + ", EOF");

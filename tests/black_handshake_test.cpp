@@ -432,6 +432,9 @@ TEST_CASE("Only pages of the listed origins may connect") {
         if (row.allowed) CHECK(client.head().substr(0, 13) == "HTTP/1.1 101 ");
         else CHECK(client.status() == 403);
     }
+    Client old(server);  // what else is wrong comes first
+    old.send(with("Sec-WebSocket-Version: 8\r\nOrigin: https://evil.com"));
+    CHECK(old.status() == 426);
 }
 
 TEST_CASE("Pages without a host may connect if their origins are listed") {

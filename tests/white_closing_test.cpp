@@ -56,7 +56,7 @@ TEST_CASE("payloads of Close frames") {
         const char *hex;
         int bad;  // the close code that refuses it; 0: it is fine
         int code;
-        const char *reason;
+        const char *reason;  // of the peer, or why it is refused
     };
     const Row rows[] = {
         {"none: the code is 1005 (RFC 6455 7.1.5)", "", 0, 1005, ""},
@@ -64,13 +64,16 @@ TEST_CASE("payloads of Close frames") {
         {"the bytes of the code are unsigned, the most significant one first", "0fa1", 0, 4001, ""},
         {"a code and a reason", "03e9 627965", 0, 1001, "bye"},
         {"a reason of more than ASCII", "03e8 e282ac", 0, 1000, "\u20AC"},
-        {"one byte is not a code (5.5.1)", "03", 1002, 0, ""},
-        {"nor is one zero byte", "00", 1002, 0, ""},
-        {"a code that may not be sent", "03ed", 1002, 0, ""},
-        {"a code that may not be sent, and a reason", "03ee 627965", 1002, 0, ""},
-        {"a reason that is not UTF-8 (8.1)", "03e8 62ff65", 1007, 0, ""},
-        {"a reason that ends inside a character", "03e8 e282", 1007, 0, ""},
-        {"a reason with a surrogate", "03e8 eda080", 1007, 0, ""},
+        {"one byte is not a code (5.5.1)", "03", 1002, 0, "a Close payload has only one byte"},
+        {"nor is one zero byte", "00", 1002, 0, "a Close payload has only one byte"},
+        {"a code that may not be sent", "03ed", 1002, 0, "this close code may not be sent"},
+        {"a code that may not be sent, and a reason", "03ee 627965", 1002, 0,
+         "this close code may not be sent"},
+        {"a reason that is not UTF-8 (8.1)", "03e8 62ff65", 1007, 0,
+         "the close reason is not UTF-8"},
+        {"a reason that ends inside a character", "03e8 e282", 1007, 0,
+         "the close reason is not UTF-8"},
+        {"a reason with a surrogate", "03e8 eda080", 1007, 0, "the close reason is not UTF-8"},
     };
     for (const Row &row : rows) {
         INFO(row.label);
@@ -78,6 +81,7 @@ TEST_CASE("payloads of Close frames") {
         const Progress progress = parseClose(payload.view());
         REQUIRE(progress.answer == (row.bad == 0 ? Progress::done : Progress::bad));
         CHECK(progress.code == (row.bad == 0 ? row.code : row.bad));
+        if (row.bad != 0) CHECK(progress.reason == std::string(row.reason));
         if (row.bad != 0) continue;
         CHECK(progress.used == std::min<std::size_t>(payload.size(), 2));
         CHECK(payload.view().substr(progress.used) == row.reason);

@@ -114,6 +114,14 @@ TEST_CASE("a message that comes after the server's Close is ignored, and its mem
     CHECK(pair.connection().reader.message == nullptr);
 }
 
+TEST_CASE("what a peer sends after the end is discarded, not kept") {
+    Pair pair;
+    pair.loop.fail(pair.connection(), kProtocolError, "");
+    pair.send(std::string(400'000, 'x'));
+    CHECK(pair.connection().state == WSConnection::State::lingering);
+    CHECK(pair.connection().unread.empty());
+}
+
 TEST_CASE("a connection that is idle has no memory for what it sends and receives") {
     Pair pair;
     pair.loop.sendToAllBut(nullptr, WSMessage(std::string(3000, 'x')));
