@@ -3,31 +3,14 @@
 
 // The map at the top of server.cpp, compared with the rest of the file.
 
+#include "source.h"
 #include "white.h"
-
-#include <cctype>
-#include <cstring>
-#include <fstream>
 
 namespace {
 
-using Lines = std::vector<std::string>;
-
-Lines readLines() {
-    std::ifstream file("server.cpp");  // tests run in the top folder
-    REQUIRE(file.good());
-    Lines lines;
-    for (std::string line; std::getline(file, line);) lines.push_back(line);
-    return lines;
-}
-
-bool startsWith(const std::string &text, const std::string &start) {
-    return text.compare(0, start.size(), start) == 0;
-}
-
 // The comment at the top of the file, below the two lines of the licence.
 Lines map() {
-    const Lines lines = readLines();
+    const Lines lines = readLines("server.cpp");
     const auto begin = std::find(lines.begin(), lines.end(), "");
     REQUIRE(begin - lines.begin() == 2);
     return {begin + 1, std::find(begin + 1, lines.end(), "")};
@@ -51,10 +34,6 @@ bool isSection(const std::string &title) {
     return digits != 0 && digits != title.npos && title.compare(digits, 2, ". ") == 0;
 }
 
-bool inName(char c) {
-    return std::isalnum(static_cast<unsigned char>(c)) != 0 || c == '_' || c == ':';
-}
-
 // The names in "parseFrameHeader (reserved bits, opcodes, lengths), unmask", or in
 // "MessageReader: frames become messages". Parts with a space in them are prose.
 Lines namesIn(std::string text) {
@@ -66,47 +45,6 @@ Lines namesIn(std::string text) {
         if (!name.empty() && std::all_of(name.begin(), name.end(), inName)) names.push_back(name);
     }
     return names;
-}
-
-// The index of the ')' that closes the first '(' of a text.
-std::size_t closingParenthesis(const std::string &text) {
-    int depth = 0;
-    for (std::size_t i = 0; i < text.size(); ++i) {
-        if (text[i] == '(') ++depth;
-        if (text[i] == ')' && --depth == 0) return i;
-    }
-    return text.npos;
-}
-
-// Whether a function of that name, or one of that class, begins in this line and has a body. It
-// may stand inside a structure, indented by one step. A call has no body behind its arguments.
-bool isDefinedAt(const Lines &lines, std::size_t i, const std::string &name) {
-    const std::size_t indent = lines[i].find_first_not_of(' ');
-    const bool canBegin = indent == 0 || indent == 4;
-    if (!canBegin || lines[i][indent] == '/' || lines[i][indent] == '#') return false;
-    const std::size_t place = lines[i].find(name);
-    if (place == lines[i].npos ||
-        (place > 0 && inName(lines[i][place - 1]) && lines[i][place - 1] != ':'))
-        return false;
-    std::string rest = lines[i].substr(place + name.size());
-    if (rest[0] != '(' && rest.compare(0, 2, "::") != 0) return false;
-    while (closingParenthesis(rest) == rest.npos && rest.find(';') == rest.npos &&
-           i + 1 < lines.size())
-        rest += lines[++i];
-    const std::size_t end = closingParenthesis(rest);
-    if (end == rest.npos) return false;
-    rest.erase(0, end + 1);
-    if (i + 1 < lines.size()) rest += lines[i + 1];  // where the list of initializers may stand
-    for (const char *word : {" const", " noexcept"})
-        if (startsWith(rest, word)) rest.erase(0, std::strlen(word));
-    const std::size_t next = rest.find_first_not_of(' ');
-    return next != rest.npos && (rest[next] == '{' || rest[next] == ':');
-}
-
-bool isDefined(const Lines &lines, const std::string &name) {
-    for (std::size_t i = 0; i < lines.size(); ++i)
-        if (isDefinedAt(lines, i, name)) return true;
-    return false;
 }
 
 // "1. What the parts are made of" in the banner "// === 1. What the parts are made of ======",
@@ -122,7 +60,7 @@ std::string bannerTitle(const std::string &line) {
 // The title of each section, and its lines.
 std::vector<std::pair<std::string, Lines>> sections() {
     std::vector<std::pair<std::string, Lines>> found;
-    for (const std::string &line : readLines()) {
+    for (const std::string &line : readLines("server.cpp")) {
         const std::string title = bannerTitle(line);
         if (!title.empty()) found.push_back({title, {}});
         if (!found.empty()) found.back().second.push_back(line);
@@ -169,7 +107,7 @@ TEST_CASE("the names that the map lists for a section are defined there") {
 }
 
 TEST_CASE("the functions that the map lists for the rules of the RFC are defined") {
-    const Lines lines = readLines(), top = map();
+    const Lines lines = readLines("server.cpp"), top = map();
     auto line = std::find(top.begin(), top.end(), "// Where the rules of RFC 6455 are enforced:");
     REQUIRE(line != top.end());
     std::size_t rules = 0, names = 0;
