@@ -10,7 +10,7 @@
 # The README's code, for black_answers_test.
 .build/readme.h: README.md tests/readme.awk
 	@mkdir -p $(@D); awk -f tests/readme.awk README.md > $@
-$(patsubst %,.build/%/tests/black_answers_test.o,test valgrind coverage): .build/readme.h
+$(patsubst %,.build/%/tests/black_answers_test.o,test valgrind coverage mutate): .build/readme.h
 
 # black_faults_test replaces these system calls of the server with its own functions, which
 # the linker has to see.
@@ -146,6 +146,17 @@ coverage: | deps-coverage  ## Checks that the tests reach all of server.cpp
 	$(call run_tests,coverage,$(coverage_black),$(call profile,black))
 	@tests/coverage/check .build/coverage white=$(coverage_white) \
 	    black=$(firstword $(coverage_black))
+
+# The tool calls make in a copy of the project, where server.cpp has all its mutants. SINCE=COMMIT
+# takes only the rules that have changed since then; ALL=1 breaks all of server.cpp, or LINES=1-99.
+mutate_flags := -O0 -g0 -w -D_GLIBCXX_ASSERTIONS
+.build/mutate/server.o: extra = -O1 -Wno-narrowing
+.build/mutate/tests/white_tests.o: extra = $(alone) -O1 -Wno-narrowing
+clang_python = $(shell for p in python3 /usr/bin/python3; do \
+    $$p -c 'import clang.cindex' 2>/dev/null && echo $$p && break; done)
+mutate: | deps-mutate  ## Breaks each rule of tests/rfc6455.md, and checks that its tests notice
+	@$(or $(clang_python),python3) -B tests/mutate/mutate $(if $(ALL),--all) \
+	    $(LINES:%=--lines %) $(SINCE:%=--since %)
 
 # --- other machines ---------------------------------------------------------------------
 
@@ -302,7 +313,7 @@ counts-update: .build/counts  ## Writes that table
 .build/test/tests/differential/decoder.o: extra = $(alone)
 micro_libs := -lbenchmark
 
-$(foreach each,valgrind tsan coverage fuzz libcxx,$(eval $(call rules,$(each))))
+$(foreach each,valgrind tsan coverage fuzz libcxx mutate,$(eval $(call rules,$(each))))
 
 # --- what the checks need ---------------------------------------------------------------
 
@@ -320,9 +331,10 @@ deps-s390x: ## for cross-s390x
 deps-armhf: ## for cross-armhf
 deps-i386: ## for cross-i386
 deps-libcxx: ## for libcxx
+deps-mutate: ## for mutate
 deps-counts: ## for counts
 deps_checks := $(addprefix deps-,lint first-hour install interop differential fuzz coverage \
-    valgrind bench micro counts s390x armhf i386 libcxx)
+    valgrind bench micro counts s390x armhf i386 libcxx mutate)
 $(deps_checks): deps-%:
 	@CXX='$(CXX)' .ci/deps base test $*
 
@@ -334,6 +346,6 @@ endif
 
 .PHONY: lint budgets $(compiled) $(tidied) $(portable) cppcheck format-check format install-check
 .PHONY: first-hour-check setup-check cross cross-s390x cross-armhf cross-i386 libcxx
-.PHONY: valgrind tsan coverage interop differential attack attack-check fairness fairness-check
+.PHONY: valgrind tsan coverage mutate interop differential attack attack-check fairness fairness-check
 .PHONY: soak fuzz fuzz-replay bench bench-check bench-micro cluster-bench counts counts-update
 .PHONY: $(deps_checks)
