@@ -11,12 +11,14 @@ namespace {
 struct Quiet : WebSocketServer<> {
     void process(WSBaseUser &, WSMessage &msg) override {
         where = msg.payload().data();
+        if (!msg.isBinary()) said += msg.payload();
         if (keeps) kept.push_back(msg);
     }
     void console(WSLevel, std::string_view) override {}
 
     bool keeps = false;
     const char *where = nullptr;  // the last payload was there
+    std::string said;             // all texts
     std::vector<WSMessage> kept;
 };
 
@@ -69,6 +71,21 @@ struct Pair {
 };
 
 }  // namespace
+
+TEST_CASE("a frame that comes in two packets is one message") {
+    const std::string hello = fromHex("81 85 37fa213d 7f9f4d5158");  // RFC 6455 5.7
+    for (std::size_t cut = 1; cut < hello.size(); ++cut) {
+        CAPTURE(cut);
+        Pair pair;
+        pair.send(hello.substr(0, cut));
+        CHECK(pair.server.said == "");
+        const std::string waits = toHex(pair.connection().unread);
+        pair.send(hello.substr(cut));
+        CHECK(pair.server.said == "Hello");
+        // A header waits with its connection until it is whole; the payload is in the message.
+        CHECK(waits == (cut < 6 ? toHex(hello.substr(0, cut)) : ""));
+    }
+}
 
 TEST_CASE("the memory of the last message serves for the next one, unless a hook kept it") {
     for (const bool keeps : {false, true}) {
