@@ -256,6 +256,41 @@ fuzz: $(fuzz_targets)  ## Replays the fuzzing corpus, then fuzzes for FUZZ_SECON
 fuzz-replay: $(fuzz_targets)  ## Replays the fuzzing corpus
 	@tests/fuzz/run .build/fuzz 0
 
+# --- the tour ---------------------------------------------------------------------------
+
+# .build/tour/N has server.cpp with the change of stop N of the tour, and the white-box tests,
+# which include it. No sanitizers: they would take most of the time.
+tour_flags = -O0 -g0 -w -ffile-prefix-map=$(@D)/=
+tour_needs := $(headers) $(wildcard tests/white*)
+.build/tour/%/server.cpp: server.cpp tests/tour.md tests/tour/run $(tour_needs)
+	@mkdir -p $(@D)/tests && cp $(wildcard tests/white*) $(@D)/tests
+	@tests/tour/run change $* > $@.new
+	@cmp -s $@.new $@ || cp $@.new $@
+.build/tour/%/server.o: .build/tour/%/server.cpp $(tour_needs) .build/tour/flags
+	$(compile) -MF /dev/null
+.build/tour/%/white_tests.o: .build/white_tests.cpp .build/tour/%/server.cpp $(tour_needs) \
+    .build/tour/flags
+	$(compile) -iquote $(@D) -MF /dev/null
+.build/tour/%/white_tests: .build/tour/%/white_tests.o .build/tour/tests/main.o
+	$(link)
+define tour_rules
+.build/tour/%/$(1): .build/tour/%/server.o .build/tour/tests/$(1).o .build/tour/tests/main.o
+	$$(link)
+endef
+$(foreach each,$(notdir $(black_tests)),$(eval $(call tour_rules,$(each))))
+
+experiment:  ## Makes a change of tests/tour.md, runs its test: make experiment N=3
+	+@MAKE='$(MAKE)' tests/tour/run experiment '$(N)'
+
+tour-check:  ## Checks that each change of tests/tour.md fails its test, and no other
+	@tests/tour/run check-text
+	+@$(MAKE) -s --no-print-directory -k $(jobs) .build/white_tests.cpp \
+	    $$(tests/tour/run objects)
+	+@$(MAKE) --no-print-directory -k $(jobs) $$(tests/tour/run list | sed 's/.*/tour-check-&/')
+	+@MAKE='$(MAKE)' tests/tour/run check-itself
+tour-check-%:
+	+@MAKE='$(MAKE)' tests/tour/run check $*
+
 # --- measuring --------------------------------------------------------------------------
 
 # BENCH_ROUNDS, BENCH_SECONDS (of one measurement), BENCH_ROWS='1x1 churn' and
@@ -313,7 +348,7 @@ counts-update: .build/counts  ## Writes that table
 .build/test/tests/differential/decoder.o: extra = $(alone)
 micro_libs := -lbenchmark
 
-$(foreach each,valgrind tsan coverage fuzz libcxx mutate,$(eval $(call rules,$(each))))
+$(foreach each,valgrind tsan coverage fuzz libcxx mutate tour,$(eval $(call rules,$(each))))
 
 # --- what the checks need ---------------------------------------------------------------
 
@@ -347,5 +382,6 @@ endif
 .PHONY: lint budgets $(compiled) $(tidied) $(portable) cppcheck format-check format install-check
 .PHONY: first-hour-check setup-check cross cross-s390x cross-armhf cross-i386 libcxx
 .PHONY: valgrind tsan coverage mutate interop differential attack attack-check fairness fairness-check
-.PHONY: soak fuzz fuzz-replay bench bench-check bench-micro cluster-bench counts counts-update
+.PHONY: soak fuzz fuzz-replay experiment tour-check bench bench-check bench-micro cluster-bench
+.PHONY: counts counts-update
 .PHONY: $(deps_checks)
