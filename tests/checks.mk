@@ -261,9 +261,9 @@ fuzz-replay: $(fuzz_targets)  ## Replays the fuzzing corpus
 # .build/tour/N has server.cpp with the change of stop N of the tour, and the white-box tests,
 # which include it. No sanitizers: they would take most of the time.
 tour_flags = -O0 -g0 -w -ffile-prefix-map=$(@D)/=
-tour_needs := $(headers) $(wildcard tests/white*)
+tour_needs := $(headers) tests/source.h $(wildcard tests/white*)
 .build/tour/%/server.cpp: server.cpp tests/tour.md tests/tour/run $(tour_needs)
-	@mkdir -p $(@D)/tests && cp $(wildcard tests/white*) $(@D)/tests
+	@mkdir -p $(@D)/tests && cp tests/source.h $(wildcard tests/white*) $(@D)/tests
 	@tests/tour/run change $* > $@.new
 	@cmp -s $@.new $@ || cp $@.new $@
 .build/tour/%/server.o: .build/tour/%/server.cpp $(tour_needs) .build/tour/flags
