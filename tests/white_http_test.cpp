@@ -300,6 +300,20 @@ TEST_CASE("targets, their paths and their queries") {
     }
 }
 
+TEST_CASE("ASCII letters have two cases, and nothing else has") {
+    constexpr std::string_view kUpper = "ABCDEFGHIJKLMNOPQRSTUVWXYZ";
+    constexpr std::string_view kLower = "abcdefghijklmnopqrstuvwxyz";
+    for (int byte = 0; byte < 128; ++byte) {
+        CAPTURE(byte);
+        const auto c = static_cast<char>(byte);
+        const std::size_t letter = kUpper.find(c);
+        CHECK(toLower(c) == (letter == kUpper.npos ? c : kLower[letter]));
+    }
+    CHECK(sameIgnoringCase(kUpper, kLower));
+    CHECK_FALSE(sameIgnoringCase("@[", "`{"));
+    CHECK_FALSE(sameIgnoringCase("\xC4", "\xE4"));
+}
+
 TEST_CASE("fields keep their order; names ignore case; values of one name are joined") {
     const Head head(
         "GET / HTTP/1.1\r\nB:  2 \r\na: 1\r\nA:\t\r\nc: x , y\r\na: 3\r\nHost: h\r\n\r\n");
@@ -567,6 +581,7 @@ TEST_CASE("values of Host") {
         {"[127.0.0.1]", false},
         {"[:::]", false},
         {"example.com:65536", false},
+        {"example.com:000080", false},
         {"example.com:99999", false},
         {"[::1%25lo]", false},
         {"[[::1]]", false},
@@ -758,6 +773,7 @@ TEST_CASE("origins, in one spelling") {
         {"http://[2001:DB8::A]:8080", "http://[2001:db8::a]:8080"},
         {"http://xn--bcher-kva.example", "http://xn--bcher-kva.example:80"},
         {"moz-extension://ab-cd", "moz-extension://ab-cd:"},
+        {"app://localhost", "app://localhost:"},
     };
     for (const auto &[origin, normal] : rows) {
         const auto &shown = origin;  // clang captures no structured binding
@@ -1008,8 +1024,24 @@ TEST_CASE("dates (RFC 9110 5.6.7), as `date -u` writes them") {
     }
 }
 
-TEST_CASE("an IPv6 address does not end at a NUL (found by fuzzing: ipv6-with-nul)") {
+TEST_CASE("dates are English, whatever the program's global locale is") {
+    struct Other : std::time_put<char> {
+        iter_type do_put(iter_type out, std::ios_base &, char, const std::tm *, char,
+                         char) const override {
+            return *out = '?', out;
+        }
+    };
+    const std::locale before = std::locale::global(std::locale(std::locale(), new Other));
+    const std::string date = httpDate(0);
+    std::locale::global(before);
+    CHECK(date == "Thu, 01 Jan 1970 00:00:00 GMT");
+}
+
+TEST_CASE("an address does not end at a NUL (found by fuzzing: ipv6-with-nul)") {
     using namespace std::string_literals;
+    CHECK(parseAddress("10.0.0.1"));
+    CHECK_FALSE(parseAddress("10.0.0.1\0"s));
+    CHECK_FALSE(parseAddress("2001:db8::1\0x"s));
     CHECK(normalOrigin("https://[2001:db8::1]:443"));
     CHECK_FALSE(normalOrigin("https://[2001:db8::1\0x]:443"s));
 }

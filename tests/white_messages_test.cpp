@@ -309,6 +309,25 @@ TEST_CASE("what a client must not send, and the byte at which it is refused") {
     }
 }
 
+TEST_CASE("the reader says what is wrong with a frame's place") {
+    const std::pair<std::string, std::string> rows[] = {
+        {more("a"), "a continuation has nothing to continue"},
+        {beginText("a") + text("b"), "a message begins inside another"},
+    };
+    for (const auto &[wire, reason] : rows) {
+        MessageReader reader;
+        const Exact bytes(wire);
+        Found found;
+        std::size_t used = 0;
+        Progress progress;
+        do {
+            progress = reader.read(bytes.data() + used, bytes.size() - used, kWide, found);
+            used += progress.used;
+        } while (progress.answer == Progress::done);
+        CHECK(progress.reason == reason);
+    }
+}
+
 TEST_CASE("a message at a limit is read, and one above it is refused") {
     constexpr Limits kBytes{5, 100}, kFragments{100, 3}, kNone{0, 1};
     constexpr std::uint64_t kHuge = (std::uint64_t{1} << 63) - 1;
@@ -535,6 +554,18 @@ TEST_CASE("a message that comes in one piece takes its own size, in one allocati
         CHECK(found.opcode == Opcode::binary);
         CHECK(most <= static_cast<long>(size) + kString);
     }
+}
+
+TEST_CASE("a frame that comes in two pieces takes its own size") {
+    const std::string wire = binary(std::string(5000, 'b'));
+    const std::size_t first = wire.size() - 5000 + 100;
+    MessageReader reader;
+    const Exact bytes(wire);
+    Found found;
+    static_cast<void>(reader.read(bytes.data(), first, kWide, found));
+    static_cast<void>(reader.read(bytes.data() + first, bytes.size() - first, kWide, found));
+    CHECK(found.opcode == Opcode::binary);
+    CHECK(reader.message->capacity() < 5100);
 }
 
 TEST_CASE("when a sixteenth of a frame has arrived, there is room for all of it") {

@@ -263,6 +263,27 @@ TEST_CASE("memory is freed on the way") {
     }
 }
 
+TEST_CASE("each copied piece but the first is freed as soon as it is sent") {
+    Outbox outbox;
+    for (int i = 0; i < 8; ++i) appendCopy(outbox, "", std::string(kPiece, 'x'));
+    REQUIRE(pieceCount(outbox) == 8);
+    Heap::reset();
+    outbox.sent(2 * kPiece);
+    const long held = Heap::held();
+    CHECK(held <= -static_cast<long>(kPiece));
+}
+
+TEST_CASE("a queue that is emptied again and again does not grow") {
+    Outbox outbox;
+    Heap::reset();
+    for (int i = 0; i < 1000; ++i) {
+        outbox.append(shared("payload"));
+        outbox.sent(outbox.size());
+    }
+    const long held = Heap::held();
+    CHECK(held < 10'000);
+}
+
 TEST_CASE("an empty queue keeps the memory of its first piece, and no other") {
     Outbox outbox;
     for (int round = 0; round < 3; ++round) {

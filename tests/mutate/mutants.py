@@ -45,12 +45,14 @@ inline bool mutant(int number) {
 #line 1 "server.cpp"
 '''
 
-# `place` is where it stands in the text; `kind` is how it is written there: see Source.wrapped().
-Mutant = collections.namedtuple('Mutant', 'number function line place kind old new')
+# `text` replaces the `place` in server.cpp, in a way that depends on `kind`: see wrapped(). `old` and
+# `new` are for people: a number is shown with what stands around it, and the second of two mutants
+# that look alike has a "#2".
+Mutant = collections.namedtuple('Mutant', 'number function line place kind text old new')
 
 
 def described(mutant):
-    return f'{mutant.function}: {mutant.old} -> {mutant.new or "(left out)"}'
+    return f'{mutant.function}: {mutant.old} -> {mutant.new}'
 
 
 class Source:
@@ -61,17 +63,18 @@ class Source:
             self.text = file.read()
         self.functions = collections.defaultdict(list)  # of a name: where its bodies are
         self.mutants = []
+        self.known, self.alike = set(), collections.Counter()
         self.constants = {}  # where "constexpr" stands, and what replaces it
         os.chdir(root)
         unit = Index.create().parse('server.cpp', FLAGS)
         for problem in unit.diagnostics:
             if problem.severity >= problem.Error:
                 sys.exit(f'mutate: {problem}')
-        self.visit(unit.cursor, '')
+        self.visit(unit.cursor, '', [])
 
     # --- finding them ---
 
-    def visit(self, node, function):
+    def visit(self, node, function, above):
         for child in node.get_children():
             kind, name = child.kind, function
             here = child.location.file and child.location.file.name == 'server.cpp'
@@ -91,8 +94,8 @@ class Source:
             if kind == Kind.VAR_DECL:
                 member = child.semantic_parent.kind == Kind.STRUCT_DECL
                 self.unfix(child, 'inline const' if member else 'const')
-            self.mutate(child, node, name)
-            self.visit(child, name)
+            self.mutate(child, node, name, above + [node])
+            self.visit(child, name, above + [node])
 
     def unfix(self, node, instead):
         begin = node.extent.start.offset
@@ -100,19 +103,25 @@ class Source:
         if found:
             self.constants[begin + found.start()] = (begin + found.end(), instead)
 
-    def add(self, kind, function, node, *news):
-        place = extent(node)
-        old = ' '.join(self.of(node).split())
+    def add(self, kind, function, node, *texts, around=None):
+        place, shown = extent(node), extent(around or node)
         line = self.text.count('\n', 0, place[0]) + 1
-        for new in news:
-            one = Mutant(len(self.mutants) + 1, function, line, place, kind, old, new)
-            if new != old and not any(m[1:] == one[1:] for m in self.mutants[-20:]):
-                self.mutants.append(one)
+        for text in texts:
+            new = self.text[shown[0]:place[0]] + text + self.text[place[1]:shown[1]]
+            old, new = (' '.join(one.split()) for one in (self.text[slice(*shown)], new))
+            if new == old or (place, kind, text) in self.known:
+                continue
+            self.known.add((place, kind, text))
+            self.alike[function, old, new] += 1
+            times = self.alike[function, old, new]
+            new = (new or '(left out)') + (f' #{times}' if times > 1 else '')
+            self.mutants.append(
+                Mutant(len(self.mutants) + 1, function, line, place, kind, text, old, new))
 
     def of(self, node):
         return self.text[slice(*extent(node))]
 
-    def mutate(self, node, parent, function):
+    def mutate(self, node, parent, function, above):
         kind, text = node.kind, self.of(node)
         children = list(node.get_children())
         operator = ''
@@ -140,7 +149,9 @@ class Source:
             in_type = self.text[extent(node)[1]] == '>' or (
                 parent.kind.is_declaration() and extent(node)[0] < parent.location.offset)
             if not in_type:
-                self.add('value', function, node, f'{text} + 1', *([f'{text} - 1'] * (text != '0')))
+                near = [a for a in above if len(self.of(a)) < 40 and (
+                    a.kind.is_expression() or a.kind == Kind.VAR_DECL)]
+                self.add('value', function, node, *neighbours(text), around=[*near, node][0])
         if kind == Kind.STRING_LITERAL and text.startswith('"') and text != '""':
             self.add('value', function, node, '""')
         if kind in (Kind.BREAK_STMT, Kind.CONTINUE_STMT) or (
@@ -183,8 +194,17 @@ def wrapped(mutants, original):
         return f'{{ if (!mutant({number})) {original}; }}'
     if kind == 'statement':
         return f'(mutant({number}) ? void() : void(({original})))'
-    choices = ''.join(f'mutant({m.number}) ? ({m.new}) : ' for m in mutants)
+    choices = ''.join(f'mutant({m.number}) ? ({m.text}) : ' for m in mutants)
     return f'({choices}{"bool" if kind == "bool" else ""}({original}))'
+
+
+def neighbours(text):
+    """The numbers one above and one below; only the former for 0."""
+    digits, suffix = re.fullmatch(r"([\da-fA-FxX']+?)([uUlL]*)", text.replace("'", '')).groups()
+    base = 16 if digits[1:2] in 'xX' and digits[1:] else 8 if digits[0] == '0' else 10
+    value = int(digits, base)
+    return [f'{one:#X}'.replace('0X', '0x') + suffix if base == 16 else f'{one}{suffix}'
+            for one in (value + 1, value - 1) if one >= 0]
 
 
 def extent(node):
