@@ -75,6 +75,7 @@ TEST_CASE("A bad field is refused with its name, its value and advice") {
         {"maxQueuedBytes", "0", [](Config &c) { c.maxQueuedBytes = 0; }},
         {"maxJsonDepth", "0", [](Config &c) { c.maxJsonDepth = 0; }},
         {"maxJsonValues", "0", [](Config &c) { c.maxJsonValues = 0; }},
+        {"maxJsonDepth", "1001", [](Config &c) { c.maxJsonDepth = 1001; }},
         {"maxJsonDepth", "100000", [](Config &c) { c.maxJsonDepth = 100'000; }},
         {"handshakeSeconds", "0", [](Config &c) { c.handshakeSeconds = 0; }},
         {"handshakeSeconds", "nan", [](Config &c) { c.handshakeSeconds = kNaN; }},

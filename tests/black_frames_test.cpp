@@ -376,6 +376,24 @@ TEST_CASE("Text that is not UTF-8 fails at the first byte that shows it") {
     }
 }
 
+TEST_CASE("Frames of two peers that arrive in pieces by turns do not mix") {
+    Server server;
+    Peer one(server), two(server);
+    const std::string first = frame(kPing, "first") + frame(kText, std::string(300, 'x'));
+    const std::string second = frame(kText, "the second") + frame(kPing, "and last");
+    for (const std::size_t cut : {1U, 3U, 8U, 12U, 14U, 20U}) {
+        CAPTURE(cut);
+        one.step(first.substr(0, cut));
+        two.step(second.substr(0, cut));
+        one.send(first.substr(cut));
+        two.send(second.substr(cut));
+        CHECK(one.hear() == "pong first");
+        CHECK(isEcho(one, kText, std::string(300, 'x')));
+        CHECK(two.hear() == "text the second");
+        CHECK(two.hear() == "pong and last");
+    }
+}
+
 TEST_CASE("The unfinished message of one peer does not affect the next peer") {
     Server server;
     for (int i = 0; i < 3; ++i) {

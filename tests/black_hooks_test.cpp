@@ -304,6 +304,20 @@ TEST_CASE("process() gets text, binary and JSON, and may keep or change the mess
     CHECK(kept[7].payload().empty());
 }
 
+TEST_CASE("JSON is read within maxJsonDepth and maxJsonValues") {
+    Server server([](Config &config) {
+        config.maxJsonDepth = 2;
+        config.maxJsonValues = 4;
+    });
+    std::string read;
+    server.onProcess = [&](User &, WSMessage &msg) { read += msg.isJson() ? '+' : '-'; };
+    Peer peer(server);
+    for (const char *json : {"[[1]]", "[[[1]]]", "[1,2,3]", "[1,2,3,4]"})
+        peer.send(frame(kText, json));
+    CHECK(peer.hearUntilPong().empty());
+    CHECK(read == "+-+-");
+}
+
 TEST_CASE("A user counts as connected from postConnect() until preDisconnect()") {
     Server server;
     Strings seen;

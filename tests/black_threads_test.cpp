@@ -34,6 +34,15 @@ TEST_CASE("Thousands of posts from several threads run once each, in order per t
     }
 }
 
+TEST_CASE("run() sleeps while nothing happens") {
+    Server server;
+    {
+        const Running running(server);
+        std::this_thread::sleep_for(50ms);
+    }
+    CHECK(server.stats().turns < 10);
+}
+
 TEST_CASE("A posted function wakes the loop, runs in its thread and can send to users") {
     Server server;
     std::promise<std::thread::id> where;

@@ -154,6 +154,15 @@ TEST_CASE("a connection that is idle has no memory for what it sends and receive
     CHECK(held == 0);
 }
 
+TEST_CASE("a signal handler that wakes the loop leaves errno alone, even if the pipe is full") {
+    Pair pair;
+    for (int i = 0; i < 100'000; ++i) pair.loop.wake();
+    errno = 0;
+    pair.loop.wake();
+    CHECK(errno == 0);
+    pair.turn();
+}
+
 TEST_CASE("log lines have no byte that a terminal could obey, be they UTF-8 or not") {
     CHECK(WSLoop::printable("a\x1B[2J\x7F") == "a?[2J?");
     CHECK(WSLoop::printable("\u00A3 \u0085 \u009B \u20AC") == "\u00A3 ? ? \u20AC");
@@ -162,6 +171,28 @@ TEST_CASE("log lines have no byte that a terminal could obey, be they UTF-8 or n
     for (const char *obeyed : {"\u2028", "\u2029", "\u202A", "\u202B", "\u202C", "\u202D", "\u202E",
                                "\u2066", "\u2067", "\u2068", "\u2069"})
         CHECK(WSLoop::printable(std::string("a") + obeyed + "b") == "a?b");
+}
+
+TEST_CASE("what a log line keeps, and what it replaces, at the ends of the ranges") {
+    const std::pair<std::string, std::string> rows[] = {
+        {"\x1F \x7F ~", "? ? ~"},
+        {"\u0080", "?"},
+        {"\u009F", "?"},
+        {"\u00A0", "\u00A0"},
+        {"\u2027", "\u2027"},
+        {"\u2028", "?"},
+        {"\u202E", "?"},
+        {"\u202F", "\u202F"},
+        {"\u2065", "\u2065"},
+        {"\u2066", "?"},
+        {"\u2069", "?"},
+        {"\u206A", "\u206A"},
+        {"\x80 \xFF", "? ?"},
+        {std::string(480, 'x'), std::string(480, 'x')},
+        {std::string(481, 'x'), std::string(480, 'x') + "..."},
+        {std::string(479, 'x') + "\u00E4", std::string(479, 'x') + "..."},
+    };
+    for (const auto &[text, line] : rows) CHECK(WSLoop::printable(text) == line);
 }
 
 TEST_CASE("a connection without a user is named by its address") {
