@@ -1001,6 +1001,15 @@ TEST_CASE("the server's own answers") {
     }
 }
 
+namespace {
+
+std::string dateOf(std::time_t time) {
+    const std::string response = encodeResponse({200, {}, ""}, time, true);
+    return response.substr(response.find("Date: ") + 6, 29);
+}
+
+}  // namespace
+
 TEST_CASE("dates (RFC 9110 5.6.7), as `date -u` writes them") {
     const std::pair<std::int64_t, std::string> rows[] = {
         {0, "Thu, 01 Jan 1970 00:00:00 GMT"},
@@ -1019,9 +1028,7 @@ TEST_CASE("dates (RFC 9110 5.6.7), as `date -u` writes them") {
     };
     for (const auto &[seconds, date] : rows) {
         const auto time = static_cast<std::time_t>(seconds);
-        if (time == seconds)  // 32 bits end in January 2038
-            CHECK(encodeResponse({200, {}, ""}, time, true).find("\r\nDate: " + date + "\r\n") !=
-                  std::string::npos);
+        if (time == seconds) CHECK(dateOf(time) == date);  // 32 bits end in January 2038
     }
 }
 
@@ -1033,7 +1040,7 @@ TEST_CASE("dates are English, whatever the program's global locale is") {
         }
     };
     const std::locale before = std::locale::global(std::locale(std::locale(), new Other));
-    const std::string date = httpDate(0);
+    const std::string date = dateOf(0);
     std::locale::global(before);
     CHECK(date == "Thu, 01 Jan 1970 00:00:00 GMT");
 }
