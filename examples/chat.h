@@ -8,12 +8,12 @@
 #define EXAMPLES_CHAT_H
 
 #include "../server.h"
+#include "program.h"
 
 #include <algorithm>
 #include <chrono>
 #include <deque>
 #include <iterator>
-#include <random>
 #include <string>
 #include <utility>
 
@@ -77,14 +77,6 @@ inline std::string numbered(const std::string &nick, int n) {
     if (n < 2) return nick;
     const std::string number = ' ' + std::to_string(n);
     return trimmed(firstCharacters(nick, kNickCharacters - number.size())) + number;
-}
-
-// 128 unpredictable bits.
-inline std::string randomHex() {
-    std::random_device random;
-    std::string hex;
-    while (hex.size() < 32) hex += "0123456789abcdef"[random() & 15];
-    return hex;
 }
 
 inline std::int64_t millisecondsSince1970() {
@@ -157,21 +149,6 @@ inline WSMessage welcomeOf(const Json::Value &message, const std::string &people
 // ----------------------------------------------------------------------------
 // The page
 // ----------------------------------------------------------------------------
-
-// The browser runs only the script and styles that carry this response's nonce. If a user's
-// text ever got into the page as HTML, it could do nothing.
-inline void fillIn(WSResponse &response, const std::string &page) {
-    constexpr std::string_view kPlace = "{{nonce}}";
-    const std::string nonce = randomHex();
-    response.body = page;
-    for (std::size_t at; (at = response.body.find(kPlace)) != std::string::npos;)
-        response.body.replace(at, kPlace.size(), nonce);
-    response.headers.emplace_back(
-        "Content-Security-Policy",
-        "default-src 'none'; script-src 'nonce-" + nonce + "'; style-src 'nonce-" + nonce +
-            "'; img-src data:; connect-src 'self'; base-uri 'none'; form-action 'none'; "
-            "frame-ancestors 'none'; require-trusted-types-for 'script'; trusted-types 'none'");
-}
 
 // Serves the page at its path, 404 elsewhere.
 inline void answerWithPage(const WSRequest &request, WSResponse &response,

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 // Extendible WebSocket Server
 
-// What the example programs share: their command line, the page in the program's folder, the URL
+// What the example programs share: their command line, the pages in the program's folder, the URL
 // to open, and how they end. A program is a list of options and a body:
 //
 //     int main(int argc, char **argv) {
@@ -25,6 +25,7 @@
 #include <iostream>
 #include <iterator>
 #include <optional>
+#include <random>
 #include <stdexcept>
 #include <string>
 #include <vector>
@@ -161,16 +162,23 @@ inline int runProgram(int argc, char **argv, const std::vector<Option> &options,
     }
 }
 
-// A file in the program's folder. Linux tells us which one that is; elsewhere we take it from
-// argv[0], so start the program by its path.
-inline std::string readPage(const char *program, const char *name) {
+// The program's folder. Linux tells us which one that is; elsewhere we take it from argv[0], so start
+// the program by its path.
+inline std::filesystem::path folderOf(const char *program) {
     std::error_code error;
-    std::filesystem::path path = std::filesystem::canonical("/proc/self/exe", error);
-    path = (error ? std::filesystem::path(program) : path).replace_filename(name);
+    const std::filesystem::path path = std::filesystem::canonical("/proc/self/exe", error);
+    return (error ? std::filesystem::path(program) : path).parent_path();
+}
+
+inline std::string readFile(const std::filesystem::path &path) {
     std::ifstream file(path, std::ios::binary);
-    std::string page(std::istreambuf_iterator<char>(file), {});
-    if (page.empty()) throw std::runtime_error("cannot read " + path.string());
-    return page;
+    std::string text(std::istreambuf_iterator<char>(file), {});
+    if (text.empty()) throw std::runtime_error("cannot read " + path.string());
+    return text;
+}
+
+inline std::string readPage(const char *program, const char *name) {
+    return readFile(folderOf(program) / name);
 }
 
 // The line to print once the server listens. A Unix socket has no port, and no URL to open.
@@ -179,6 +187,33 @@ inline std::string placeOf(std::string address, int port) {
     if (address.empty() || address == "0.0.0.0" || address == "::") address = "localhost";
     if (address.find(':') != std::string::npos) address = '[' + address + ']';
     return "open http://" + address + ':' + std::to_string(port) + '/';
+}
+
+// ----------------------------------------------------------------------------
+// Pages
+// ----------------------------------------------------------------------------
+
+// 128 unpredictable bits.
+inline std::string randomHex() {
+    std::random_device random;
+    std::string hex;
+    while (hex.size() < 32) hex += "0123456789abcdef"[random() & 15];
+    return hex;
+}
+
+// The browser runs only the script and styles that carry this response's nonce. If a user's
+// text ever got into the page as HTML, it could do nothing.
+inline void fillIn(WSResponse &response, const std::string &page) {
+    constexpr std::string_view kPlace = "{{nonce}}";
+    const std::string nonce = randomHex();
+    response.body = page;
+    for (std::size_t at; (at = response.body.find(kPlace)) != std::string::npos;)
+        response.body.replace(at, kPlace.size(), nonce);
+    response.headers.emplace_back(
+        "Content-Security-Policy",
+        "default-src 'none'; script-src 'nonce-" + nonce + "'; style-src 'nonce-" + nonce +
+            "'; img-src data:; connect-src 'self'; base-uri 'none'; form-action 'none'; "
+            "frame-ancestors 'none'; require-trusted-types-for 'script'; trusted-types 'none'");
 }
 
 #endif
