@@ -144,13 +144,14 @@ void checkSentence(const std::string &text, const std::string &program, const st
     CHECK(text.back() == '\n');
 }
 
-// What the chat's page sends and receives.
+// What the pages of the examples send and receive.
 void say(Peer &peer, const std::string &json) { peer.send(frame(kText, json)); }
 
 Json::Value heard(Peer &peer, const std::string &type) {
     for (;;) {
         const std::optional<Peer::Frame> frame = peer.next();
-        if (!frame) throw std::runtime_error("the chat has ended");
+        if (!frame) throw std::runtime_error("the server has ended");
+        if (frame->opcode != kText) continue;
         Json::Value json;
         std::string errors;
         const std::unique_ptr<Json::CharReader> reader(Json::CharReaderBuilder().newCharReader());
@@ -208,6 +209,7 @@ TEST_CASE("--help prints the options of every example") {
         {"hooks", {"PORT"}},
         {"game", {"PORT", "ADDRESS"}},
         {"chat", {"--port N", "--address HOST", "--origin ORIGIN", "--proxy ADDRESS", "--verbose"}},
+        {"wire", {"--port N", "--address HOST", "--origin ORIGIN", "--verbose"}},
         {"auth", {"--port N", "--origin ORIGIN", "--seconds N", "AUTH_KEY", "AUTH_PASSWORD"}},
         {"cluster", {"--reuse-port", "--redis HOST:PORT", "--keep BYTES"}}};
     for (const auto &row : rows) {
@@ -241,6 +243,9 @@ TEST_CASE("A wrong argument gets a sentence that says what to write, and exit st
         {"chat", {"8000"}, "unexpected argument '8000'; write: chat [--port N] [--address HOST]"},
         {"chat", {"--verbose", "--loud"}, "unexpected argument '--loud'; write: chat [--port N]"},
         {"chat", {"--origin", "here"}, "\"here\""},  // from listen()
+        {"wire", {"--port", "x"}, "--port" + port + "'x'"},
+        {"wire", {"8000"}, "unexpected argument '8000'; write: wire [--port N] [--address HOST]"},
+        {"wire", {"--origin", "here"}, "\"here\""},
         {"auth", {"--port", "0"}, "--port must be a number from 1 to 65535, not '0'"},
         {"auth", {"--seconds", "soon"}, "--seconds must be a number from 1 to 86400, not 'soon'"},
         {"auth", {}, "set AUTH_KEY in the environment (length: at least 32)"},
@@ -268,6 +273,8 @@ TEST_CASE("An example prints the address that it has") {
         {"game", {"0", "127.0.0.1"}, "open http://127.0.0.1:"},
         {"game", {"0", ""}, "open http://localhost:"},
         {"chat", {"--port", "0", "--address", "127.0.0.1"}, "open http://127.0.0.1:"},
+        {"wire", {"--port", "0", "--address", "127.0.0.1"}, "open http://127.0.0.1:"},
+        {"wire", {"--port", "0", "--address", ""}, "open http://localhost:"},
         {"cluster", {"--port", "0", "--address", ""}, "open http://localhost:"}};
     for (const Row &row : rows) {
         CAPTURE(row.program);
@@ -285,6 +292,7 @@ TEST_CASE("What an example opens never becomes standard input") {
     const Row rows[] = {{"echo", {"0"}, {}},
                         {"game", {"0"}, {}},
                         {"chat", {"--port", "0"}, {}},
+                        {"wire", {"--port", "0"}, {}},
                         {"cluster", {"--port", "0"}, {}}};
     for (const Row &row : rows) {
         CAPTURE(row.program);
@@ -524,6 +532,167 @@ TEST_CASE("examples/game serves its page and shows two players to each other") {
     game.signal(SIGTERM);
     CHECK(game.exitCode() == 0);
     CHECK(game.err.empty());
+}
+
+namespace {
+
+// An observer of examples/wire, as its page is one.
+struct Observer : Peer {
+    explicit Observer(int port) : Peer(port, "/trace") { welcome = heard(*this, "welcome"); }
+
+    // A connection to study, with the ticket that was given to this observer.
+    std::string place() const { return "/wire?ticket=" + welcome["ticket"].asString(); }
+
+    // The bytes of the next message with these flags: 1, sent by the server; 2, by its client.
+    std::string traced(char flags) {
+        for (;;) {
+            const std::optional<Frame> frame = next();
+            if (!frame) throw std::runtime_error("the observer was disconnected");
+            if (frame->opcode == kBinary && frame->payload.at(0) == flags)
+                return frame->payload.substr(5);
+        }
+    }
+
+    Json::Value welcome;
+};
+
+std::string bytesOf(const std::string &digits) {
+    std::string bytes;
+    for (std::size_t i = 0; i + 1 < digits.size(); i += 2)
+        bytes += static_cast<char>(std::stoi(digits.substr(i, 2), nullptr, 16));
+    return bytes;
+}
+
+// The HTTP status in these bytes or, behind a 101, the code of the Close that ends them.
+int earnedBy(const std::string &received) {
+    const int status = std::stoi(received.substr(9, 3));
+    if (status != 101) return status;
+    const std::string close = received.substr(received.find("\r\n\r\n") + 4);
+    if (close.substr(0, 1) != "\x88" || close.size() != 2U + static_cast<unsigned char>(close[1]))
+        return 0;
+    return static_cast<unsigned char>(close[2]) << 8 | static_cast<unsigned char>(close[3]);
+}
+
+}  // namespace
+
+TEST_CASE("In examples/wire each mistake earns what its table says, from a function that exists") {
+    for (const std::string address : {"localhost", "127.0.0.1", ""}) {
+        Program wire("wire", {"--port", "0", "--address", address});
+        const int port = portIn(wire.after("open http://"));
+        const std::string source = answerTo(port, "GET /server.cpp", "text/html");
+        CHECK(has(source, "<span id=\"L2000\">"));
+        CHECK_FALSE(has(source, "{{nonce}}"));
+        Observer page(port);
+        const Json::Value &mistakes = page.welcome["mistakes"];
+        CHECK(mistakes.size() == 19);
+        for (Json::ArrayIndex i = 0; i < mistakes.size(); ++i) {
+            const std::string name = mistakes[i]["function"].asString();
+            CAPTURE(mistakes[i]["label"].asString());
+            page.send(frame(kText, std::to_string(i)));
+            const Json::Value result = heard(page, "result");
+            CHECK(result["mistake"].asUInt() == i);
+            CHECK(result["end"] == "closed");
+            CHECK(bytesOf(result["sent"].asString()).find("\r\n\r\n") != std::string::npos);
+            CHECK(earnedBy(bytesOf(result["received"].asString())) == mistakes[i]["earns"].asInt());
+
+            const std::size_t mark = source.find("<span id=\"" + name + "\" tabindex=\"-1\">");
+            REQUIRE(mark != std::string::npos);
+            const std::string line = "id=\"L" + mistakes[i]["line"].asString() + "\"";
+            CHECK(source.find(line, mark) < mark + 100);
+            CHECK(has(source.substr(mark, 2000), ' ' + name + '('));
+        }
+        wire.signal(SIGTERM);
+        page.close();
+        CHECK(wire.exitCode() == 0);
+        CHECK(wire.err.empty());
+    }
+}
+
+TEST_CASE("examples/wire shows an observer the bytes of its own connection, and no others") {
+    Program wire("wire", {"--port", "0"});
+    const int port = portIn(wire.after("open http://localhost:"));
+    Observer ada(port), bob(port);
+    const std::string place = ada.place(), request = upgrade(place);
+    Peer studied(port, place);
+    CHECK(ada.traced(0) == request);
+    CHECK(heard(ada, "ticket")["ticket"] != ada.welcome["ticket"]);
+    CHECK(ada.traced(1) == studied.response);
+    // What recv() cuts in two is traced in two.
+    const std::string hello = frame(kText, "hello");
+    studied.send(hello.substr(0, 3));
+    CHECK(ada.traced(0) == hello.substr(0, 3));
+    studied.send(hello.substr(3));
+    CHECK(ada.traced(0) == hello.substr(3));
+    CHECK(ada.traced(1) == "\x81\x05hello");
+    CHECK(studied.hear() == "text hello");
+    studied.send(closeFrame(1000, "done"));
+    CHECK(ada.traced(0) == closeFrame(1000, "done"));
+    const Json::Value ended = heard(ada, "ended");
+    CHECK(ended["code"] == 1000);
+    CHECK(ended["reason"] == "done");
+    CHECK(bob.hearUntilPong().empty());
+
+    // A ticket is good for one connection, and a foreign page gets none.
+    for (const std::string &target : {place, "/wire?ticket=x"s}) {
+        Client thief(port);
+        thief.send(upgrade(target));
+        CHECK(thief.status() == 403);
+    }
+    for (const char *target : {"/trace", "/wire"}) {
+        Client stranger(port);
+        stranger.send(upgrade(target, "Origin: http://localhost:1\r\n"));
+        CHECK(stranger.status() == 403);
+    }
+    Client lost(port);
+    lost.send(upgrade("/elsewhere"));
+    CHECK(lost.status() == 404);
+    Peer unseen(port, "/wire");
+    unseen.send(frame(kText, "nobody looks"));
+    CHECK(unseen.hear() == "text nobody looks");
+    CHECK(ada.hearUntilPong().empty());
+}
+
+TEST_CASE("The small client of examples/wire sends fragments, pings and any close code") {
+    Program wire("wire", {"--port", "0"});
+    Observer page(portIn(wire.after("open http://localhost:")));
+    const auto order = [&](unsigned opcode, unsigned count, const std::string &payload) {
+        page.send(frame(kBinary, networkOrder(opcode, 1) + networkOrder(count, 1) + payload));
+        CHECK(page.traced(2).substr(0, 17) == "GET /wire?ticket=");
+        CHECK(page.traced(3).substr(0, 13) == "HTTP/1.1 101 ");
+        return page.traced(2);
+    };
+    const auto finish = [&] {
+        CHECK(heard(page, "ended")["code"] == 1000);
+        const Json::Value result = heard(page, "result");
+        CHECK(result["end"] == "closed");
+        CHECK(result["mistake"] == -1);
+    };
+    const std::string frames = order(kText, 3, "abcdef");
+    REQUIRE(frames.size() == 3 * (6 + 2) + 6 + 2);
+    CHECK(frames[0] == '\x01');
+    CHECK(frames[8] == '\x00');
+    CHECK(frames[16] == '\x80');
+    CHECK(frames[24] == '\x88');
+    CHECK(page.traced(3) ==
+          "\x81\x06"
+          "abcdef\x88\x02\x03\xE8");
+    finish();
+    CHECK(order(kPing, 1, "now").substr(0, 2) == "\x89\x83");
+    CHECK(page.traced(3) == "\x8A\x03now\x88\x02\x03\xE8");
+    finish();
+    order(kClose, 1,
+          "\x03\xE9"
+          "bye");
+    CHECK(page.traced(3) == "\x88\x02\x03\xE9");
+    CHECK(heard(page, "ended")["reason"] == "bye");
+    CHECK(heard(page, "result")["end"] == "closed");
+
+    // One errand at a time; what is no order is refused.
+    page.send(frame(kText, "0") + frame(kText, "1"));
+    CHECK(heard(page, "result")["end"] == "busy");
+    CHECK(heard(page, "result")["end"] == "closed");
+    page.send(frame(kText, "19"));
+    CHECK(page.hear() == "close 1008");
 }
 
 TEST_CASE("examples/chat uses the socket from systemd, and leaves it open") {
