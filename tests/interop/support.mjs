@@ -18,6 +18,7 @@ const { RUNNING } = process.env;  // a folder with a file for each running proce
 export const ECHO = process.env.ECHO ?? 'examples/echo';
 export const CHAT = process.env.CHAT ?? 'examples/chat';
 export const GAME = process.env.GAME ?? 'examples/game';
+export const WIRE = process.env.WIRE ?? 'examples/wire';
 export const CLUSTER = process.env.CLUSTER ?? '.build/test/examples/cluster';
 export const INTEROP_SERVER = process.env.INTEROP_SERVER ?? '.build/interop-server';
 export const MIB = 1024 * 1024;
