@@ -3,7 +3,7 @@
 
 // What has to work in every browser, and where browsers differ: the same tests for Chromium,
 // Firefox or WebKitGTK, whichever ENGINE names. Chromium is tested in detail elsewhere, with the
-// same pages: browser.test.mjs, game.test.mjs, auth.test.mjs.
+// same pages: browser.test.mjs, game.test.mjs, wire.test.mjs, auth.test.mjs.
 
 import assert from 'node:assert/strict';
 import { execFileSync } from 'node:child_process';
@@ -17,7 +17,7 @@ import { after, before, test } from 'node:test';
 import tls from 'node:tls';
 import WebSocket from 'ws';
 import { openEngine } from './engines.mjs';
-import { CHAT, GAME, INTEROP_SERVER, MIB, forEach, freePort, start, stopAll } from './support.mjs';
+import { CHAT, GAME, INTEROP_SERVER, MIB, WIRE, forEach, freePort, start, stopAll } from './support.mjs';
 
 const AUTH = process.env.AUTH ?? 'examples/auth';
 const { ENGINE } = process.env;
@@ -389,6 +389,39 @@ test("the game: two windows see each other's pointers, also after a restart", li
   await point(ann, 0.4, 0.4);
   await drawn(bob, 0.4, 0.4);
   await assertNoTroubles(ann, bob);
+});
+
+// --- the wire ---
+
+const shows = (window, text) => window.until((text) =>
+  document.getElementById('log').textContent.replaceAll('\u202f', ' ').includes(text), text);
+
+test('the wire: all that a page sends is drawn, and each mistake earns its code', limit, async (t) => {
+  const wire = await start(WIRE, '--port', '0');
+  t.after(() => wire.stop());
+  await openExample(ann, originOf(wire));
+  await ann.until(isHere);
+  assert.match(await ann.evaluate(() => document.querySelector('.steps b').textContent), /^✓/);
+  await ann.click('#composer .main');
+  await shows(ann, 'page → server text 5 bytes Hello');
+  await shows(ann, 'server → page text 5 bytes Hello');
+  await ann.until(() => document.querySelectorAll('#log .grid .cell').length > 12);
+  await ann.click('#ping');
+  await shows(ann, 'server → small client pong 5 bytes Hello');
+  await shows(ann, 'The connection of the small client has ended: 1000');
+  await ann.click('#lengths button:last-child');
+  await ann.click('#composer .main');
+  await shows(ann, 'server → page text 65 536 bytes');
+  for (let i = 0; i < 19; ++i) {
+    await ann.evaluate((i) => document.querySelectorAll('.shelf button')[i].click(), i);
+    await ann.until((i) => document.querySelectorAll('.shelf button')[i].hasAttribute('aria-current'), i);
+    assert.equal(await ann.evaluate(() => document.querySelector('.verdict').className), 'verdict');
+  }
+  await ann.click('#close');
+  await shows(ann, 'The connection of the page has ended: 1000');
+  await ann.click('#reconnect');
+  await ann.until(isHere);
+  await assertNoTroubles(ann);
 });
 
 // --- access control ---
