@@ -170,15 +170,12 @@ inline std::filesystem::path folderOf(const char *program) {
     return (error ? std::filesystem::path(program) : path).parent_path();
 }
 
-inline std::string readFile(const std::filesystem::path &path) {
-    std::ifstream file(path, std::ios::binary);
-    std::string text(std::istreambuf_iterator<char>(file), {});
-    if (text.empty()) throw std::runtime_error("cannot read " + path.string());
-    return text;
-}
-
 inline std::string readPage(const char *program, const char *name) {
-    return readFile(folderOf(program) / name);
+    const std::filesystem::path path = folderOf(program) / name;
+    std::ifstream file(path, std::ios::binary);
+    std::string page(std::istreambuf_iterator<char>(file), {});
+    if (page.empty()) throw std::runtime_error("cannot read " + path.string());
+    return page;
 }
 
 // The line to print once the server listens. A Unix socket has no port, and no URL to open.

@@ -45,8 +45,9 @@ namespace {
 struct WireConfig : WSBaseConfig {
     WireConfig() {
         debug = false;
-        maxUsers = 150;   // a class of 70: each page has two connections
-        tickSeconds = 1;  // for the deadlines of the small client
+        maxUsers = 150;    // a class of 70: each page has two connections
+        maxPending = 150;  // each may have asked for the source of the server, 300 KiB
+        tickSeconds = 1;   // for the deadlines of the small client
     }
 };
 
@@ -179,7 +180,8 @@ std::string readSource(const char *program) {
     std::filesystem::path folder = folderOf(program);
     for (int level = 0; level < 3; ++level) {
         folder = folder.parent_path();
-        if (std::filesystem::exists(folder / "server.cpp")) return readFile(folder / "server.cpp");
+        std::ifstream file(folder / "server.cpp", std::ios::binary);
+        if (file) return {std::istreambuf_iterator<char>(file), {}};
     }
     return {};
 }

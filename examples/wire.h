@@ -18,9 +18,12 @@
 // ----------------------------------------------------------------------------
 
 inline std::string randomBytes(std::size_t size) {
-    std::random_device random;
+    static std::random_device random("/dev/urandom");  // an instruction can be slow (RDSEED)
     std::string bytes;
-    while (bytes.size() < size) bytes += static_cast<char>(random() & 0xFF);
+    for (std::uint32_t word = 0; bytes.size() < size; word >>= 8) {
+        if (bytes.size() % 4 == 0) word = random();
+        bytes += static_cast<char>(word & 0xFF);
+    }
     return bytes;
 }
 
@@ -64,12 +67,12 @@ inline std::string handshake(const std::string &part = {}, const std::string &ot
         "GET /wire HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
         "Sec-WebSocket-Key: {key}==\r\nSec-WebSocket-Version: 13\r\n\r\n",
         part, other);
-    // 16 random bytes are 22 digits of base64, and the last digit has only two bits of them.
+    // 16 random bytes are 22 digits of base64, of which the last has only two bits to choose.
     constexpr std::string_view kDigits =
         "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
     std::string key = randomBytes(22);
-    for (char &c : key) c = kDigits[static_cast<unsigned char>(c) & 0x3F];
-    key.back() = "AQgw"[static_cast<unsigned char>(key[0]) & 3];
+    for (char &c : key)
+        c = kDigits[static_cast<unsigned char>(c) & (&c == &key.back() ? 0x30 : 0x3F)];
     return request.find("{key}") == request.npos ? request : replaced(request, "{key}", key);
 }
 
