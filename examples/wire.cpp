@@ -150,8 +150,7 @@ pre { margin: 0; padding: 1rem 0; font: .875rem/1.5 ui-monospace, "DejaVu Sans M
 pre > span { display: block; min-width: max-content; padding-right: 1rem; scroll-margin-top: 30vh; }
 a { display: inline-block; width: 4rem; padding-right: 1rem; text-align: right; }
 a, i { color: var(--quiet); font-style: normal; text-decoration: none; }
-:target, :target span { background: var(--mark); }
-:target { box-shadow: inset 4px 0 var(--edge); }
+:target { background: var(--mark); box-shadow: inset 4px 0 var(--edge); outline: none; }
 </style>
 </head>
 <body>
