@@ -17,7 +17,7 @@
 //                                          result    mistake (-1: none), end, sent, received
 //                                        binary: flags, a connection (4 bytes), bytes of it
 //
-// A browser neither breaks the rules nor fragments or pings when told to. The small client does, in
+// A browser does not break the rules, and a page cannot make it ping. The small client does both, in
 // section 1: it connects to this server as any other client does, through a socket. Its mistakes are
 // a table in wire.h, and nothing that a page says can make it connect to another place.
 
@@ -54,7 +54,7 @@ struct WireConfig : WSBaseConfig {
 struct WireUser : WSBaseUser {
     bool observes = false;
 
-    // An observer's: whoever connects to /wire with one of these is studied by it.
+    // An observer's: it studies a connection to /wire that comes with one of these.
     std::string ticket;        // for the page
     std::string clientTicket;  // for the small client; empty if it is not needed
 
@@ -115,7 +115,7 @@ std::optional<Lines> findFunction(const std::vector<std::string> &lines, const s
         std::size_t open = i;  // the line that tells a definition from a declaration
         while (lines[open].find_first_of("{;") == std::string::npos && open + 1 < lines.size())
             ++open;
-        if (lines[open].back() != '{') continue;
+        if (lines[open].empty() || lines[open].back() != '{') continue;
         const auto end = std::find(lines.begin() + static_cast<std::ptrdiff_t>(open), lines.end(),
                                    std::string(indent, ' ') + '}');
         if (end == lines.end()) continue;
@@ -209,7 +209,7 @@ class WireServer : public WebSocketServer<WireUser, WireConfig> {
   private:
     void httpRequest(const WSRequest &request, WSResponse &response) override {
         const bool isPage = request.path() == "/", isSource = request.path() == "/server.cpp";
-        const std::string &body = isPage ? page_ : isSource ? source_ : std::string();
+        const std::string body = isPage ? page_ : isSource ? source_ : std::string();
         response.status = body.empty() ? 404 : 200;
         response.body = "Not found. The page is at /\n";
         response.headers = {
@@ -262,6 +262,10 @@ class WireServer : public WebSocketServer<WireUser, WireConfig> {
     void process(WireUser &user, WSMessage &msg) override {
         if (!user.observes) {
             sendToUser(user, msg);
+        } else if (isBusy(user)) {
+            Errand none;
+            none.observer = user.id();
+            report(none, "busy");
         } else if (msg.isBinary() && msg.payload().size() >= 2) {
             sendByClient(user, msg.payload());
         } else {
@@ -305,6 +309,12 @@ class WireServer : public WebSocketServer<WireUser, WireConfig> {
 
     // --- the small client ---
 
+    bool isBusy(const WireUser &observer) const {
+        const auto isOurs = [&](const auto &one) { return one.second.observer == observer.id(); };
+        return errands_.size() >= kMostErrands ||
+               std::any_of(errands_.begin(), errands_.end(), isOurs);
+    }
+
     // What a browser cannot send: a message in fragments, a ping, any close code. The connection is
     // studied, like the page's own.
     void sendByClient(WireUser &user, std::string_view order) {
@@ -324,10 +334,6 @@ class WireServer : public WebSocketServer<WireUser, WireConfig> {
         errand.mistake = mistake;
         errand.out = std::move(request);
         errand.frames = std::move(frames);
-        const auto isSame = [&](const auto &one) { return one.second.observer == observer.id(); };
-        if (errands_.size() >= kMostErrands ||
-            std::any_of(errands_.begin(), errands_.end(), isSame))
-            return report(errand, "busy");
         sockaddr_storage here{};
         socklen_t size = sizeof here;
         ::getsockname(observer.socket(), reinterpret_cast<sockaddr *>(&here), &size);
@@ -367,6 +373,8 @@ class WireServer : public WebSocketServer<WireUser, WireConfig> {
         unwatch(fd);
         ::close(fd);
         const auto errand = errands_.extract(fd);
+        WireUser *observer = findUser(errand.mapped().observer);
+        if (observer != nullptr) observer->clientTicket.clear();  // if it was not used
         report(errand.mapped(), end);
     }
 
@@ -374,7 +382,6 @@ class WireServer : public WebSocketServer<WireUser, WireConfig> {
     void report(const Errand &errand, const char *end) {
         WireUser *observer = findUser(errand.observer);
         if (observer == nullptr) return;
-        observer->clientTicket.clear();
         Json::Value message;
         message["type"] = "result";
         message["mistake"] = errand.mistake;

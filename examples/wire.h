@@ -38,7 +38,7 @@ inline std::string masked(std::string header, std::string_view payload) {
 
 // A frame with this first byte: FIN, RSV1 to RSV3 and the opcode (RFC 6455 5.2).
 inline std::string frame(unsigned first, std::string_view payload) {
-    const std::size_t size = payload.size();
+    const std::uint64_t size = payload.size();
     const unsigned extended = size < 126 ? 0 : size < 65536 ? 2 : 8;
     std::string header(1, static_cast<char>(first));
     header += static_cast<char>(0x80U | (extended == 0 ? size : extended == 2 ? 126 : 127));
@@ -94,7 +94,7 @@ struct Mistake {
 // NOLINTNEXTLINE(readability-function-size): a table
 inline std::vector<Mistake> mistakes() {
     using namespace std::string_literals;
-    const std::size_t limit = WSBaseConfig().maxMessageBytes;
+    const std::uint64_t limit = WSBaseConfig().maxMessageBytes;
     std::string tooBig = "\x81\xFF"s;
     for (unsigned i = 8; i-- > 0;) tooBig += static_cast<char>((limit + 1) >> 8 * i);
     return {
