@@ -194,7 +194,10 @@ inline std::string placeOf(std::string address, int port) {
 inline std::string randomHex() {
     std::random_device random;
     std::string hex;
-    while (hex.size() < 32) hex += "0123456789abcdef"[random() & 15];
+    for (std::uint32_t word = 0; hex.size() < 32; word >>= 4) {
+        if (hex.size() % 8 == 0) word = random();
+        hex += "0123456789abcdef"[word & 15];
+    }
     return hex;
 }
 
