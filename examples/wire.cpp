@@ -28,6 +28,7 @@
 #include <array>
 #include <cerrno>
 #include <map>
+#include <memory>
 #include <set>
 #include <sstream>
 #include <string>
@@ -445,6 +446,29 @@ std::vector<std::string> ownOrigins(const std::string &address, int port) {
     return origins;
 }
 
+// A server that listens. Its origins have the port in them: if the system is to pick one, a first
+// server finds out which. Another program may take that port meanwhile; then we try again.
+std::unique_ptr<WireServer> listening(const WireConfig &wanted, const std::string &page,
+                                      const std::string &source) {
+    for (int tries = wanted.port == 0 ? 10 : 1;;) {
+        WireConfig config = wanted;
+        if (wanted.port == 0) {
+            WireServer first(config, {}, {});
+            first.listen();
+            config.port = first.port();
+        }
+        for (const std::string &origin : ownOrigins(config.address, config.port))
+            config.uniqueOrigin.push_back(origin);
+        auto server = std::make_unique<WireServer>(config, page, source);
+        try {
+            server->listen();
+            return server;
+        } catch (const std::runtime_error &) {
+            if (--tries == 0) throw;
+        }
+    }
+}
+
 }  // namespace
 
 int main(int argc, char **argv) {
@@ -456,18 +480,10 @@ int main(int argc, char **argv) {
                                          verboseOption(config)};
     return runProgram(argc, argv, options, [&] {
         std::signal(SIGPIPE, SIG_IGN);  // the small client writes to sockets that may be closed
-        const std::string page = readPage(argv[0], "wire.html"), source = readSource(argv[0]);
-        if (config.port == 0) {  // pick a free one now: it is part of the origins
-            WireServer other(config, page, source);
-            other.listen();
-            config.port = other.port();
-        }
-        for (const std::string &own : ownOrigins(config.address, config.port))
-            config.uniqueOrigin.push_back(own);
-        WireServer server(config, page, source);
-        server.stopOn({SIGINT, SIGTERM});
-        server.listen();
-        std::cout << placeOf(config.address, server.port()) << std::endl;
-        server.run();
+        const std::string page = readPage(argv[0], "wire.html");
+        const auto server = listening(config, page, readSource(argv[0]));
+        server->stopOn({SIGINT, SIGTERM});
+        std::cout << placeOf(config.address, server->port()) << std::endl;
+        server->run();
     });
 }
