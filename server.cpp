@@ -268,7 +268,7 @@ struct Descriptor {
     int fd;
 };
 
-// Makes room for `size` elements, so that push_back() cannot fail, and for as many again.
+// Reserves room for `size` elements, so that push_back() cannot fail, doubling the capacity.
 template <class Element>
 void growTo(std::vector<Element> &elements, std::size_t size) {
     if (elements.capacity() < size) elements.reserve(2 * size);
@@ -285,8 +285,8 @@ struct WSConnection {
     enum class State : unsigned char {  // they only move forward, as the map above shows
         handshaking,  // reading the request's head; no user yet, or one in preConnect
         open,         // has a user
-        closing,      // our Close is queued, the peer's has not come
-        flushing,     // nothing more will be queued; input is discarded
+        closing,      // our Close goes first, the peer's has not come
+        flushing,     // only our Close may still be queued; input is discarded
         lingering,    // all is written, SHUT_WR done; discarding input until the peer closes
         dead          // finish() will close the socket
     };
@@ -336,7 +336,7 @@ struct WSMessage::Body {
 // === 2. The loop =================================================================================
 // The front. poll() takes 10 µs for 100 descriptors, several ms for 10 000. So connections that
 // spoke lately stand at the front of the array, and most turns poll only these. All are polled
-// again after 5 µs per connection, at most 50 ms.
+// at intervals of 5 µs per connection, but at most 50 ms.
 //
 // Shares. A turn has a budget of bytes for all ready connections, and of time for each rank: 0,
 // those that cost little; 1, in their handshake; 2, those that lately used more than their share.
@@ -360,7 +360,7 @@ struct WSLoop {
     }
 
     void run() {
-        if (inTurn_) verified();
+        if (inTurn_) verified();  // throws if another thread runs the loop
         listen();
         while (turn(std::chrono::milliseconds(-1))) {}
     }
@@ -395,7 +395,7 @@ struct WSLoop {
     }
 
     // Polls all connections if it is time to look at the silent ones, or if they are few; otherwise
-    // only the front, and only until that time. Puts ready ones on the busy list. True if all were.
+    // only the front, and only until that time. Lists ready ones as busy. True if all were polled.
     bool poll(std::chrono::milliseconds timeout) {
         if (std::exchange(mustRest_, false)) ::poll(nullptr, 0, milliseconds(kRest));
         now_ = updateClock();  // the program may have taken its time since the last turn
@@ -489,7 +489,7 @@ struct WSLoop {
     static constexpr std::size_t kFrameBytes = 128;
     static constexpr Microseconds kShareTime = 250;
 
-    // Whether there is something to read, or to write on, that has not been served.
+    // Whether it can be read from or written to, and has not been served yet.
     bool isReady(const WSConnection &c) const {
         return c.state != State::dead && (c.ready != 0 || (c.hasUnread && !isThrottled(c)));
     }
@@ -511,8 +511,8 @@ struct WSLoop {
         }
     }
 
-    // A connection gets rank 2 while it uses all of its share of bytes, and for 20 times as long as
-    // it took, if that was more than its share of time.
+    // A connection has rank 2 after using up its share of bytes; and, after exceeding its share of
+    // time, for 20 times as long as it took.
     void serve(WSConnection &c) {
         const Microseconds began = clock_;
         const short ready = std::exchange(c.ready, short{0});
@@ -548,8 +548,8 @@ struct WSLoop {
         for (const auto &c : connections_) guarded(*c, [&] { checkDeadline(*c); });
     }
 
-    // After pingSeconds of silence a user is sent a ping, after as long again it is dropped; but not
-    // while it waits to be read. (flush() notices peers that take too few bytes for POLLOUT.)
+    // A user that is silent for pingSeconds is pinged, and dropped after as long again, unless it
+    // waits to be read. (A peer can take too few bytes for POLLOUT to be reported: so we flush.)
     void checkDeadline(WSConnection &c) {
         if (c.queued() == 0) c.outbox = Outbox();
         if (c.reader.idle()) c.reader.message = nullptr;
@@ -615,7 +615,7 @@ struct WSLoop {
     }
 
     // Writes what is queued, calls the hooks that are due, removes the dead: last, when no hook can
-    // be walking over the users. Whatever hooks cause here is left to the next turn, at once.
+    // be walking over the users. What hooks cause here waits for the next turn, which is at once.
     void finish() {
         finishing_.swap(busy_);
         const Microseconds writeEnd = updateClock() + 2 * kMillisecond;  // for large queues
@@ -640,7 +640,7 @@ struct WSLoop {
 
     static bool leaves(const WSConnection &c) { return c.user && c.state > State::open; }
 
-    // Removes a dead connection. Of another one, says what poll() is to look for; or lists it again.
+    // Removes a dead connection. For any other, tells poll() what to look for, or lists it again.
     void release(WSConnection &c) {
         c.listed = c.served = false;
         if (c.state == State::dead && !leaves(c)) return remove(c);
@@ -801,22 +801,20 @@ struct WSLoop {
         return used;
     }
 
-    // While we wait for the peer's Close, messages are ignored, pings are answered: only receiving
-    // a Close ends that duty (RFC 6455 5.5.2). While much is queued, or the peer takes nothing, only
-    // the latest ping is answered (5.5.3). A pong is a sign of life, noted in read().
+    // While we wait for the peer's Close, messages are ignored, but pings are answered (RFC 6455
+    // 5.5.2): only the latest one (5.5.3) while much is queued, or the peer takes nothing. A pong is
+    // a sign of life, which read() has noted.
     void received(WSConnection &c, const MessageReader::Found &found) {
         if (found.opcode == Opcode::continuation || found.opcode == Opcode::pong) return;
         if (found.opcode == Opcode::close) return receivedClose(c, found.payload);
         if (now_ - c.rateSecond >= kSecond) c.rateSecond = now_, c.rateCount = 0;
         if (config_.maxMessagesPerSecond > 0 && ++c.rateCount > config_.maxMessagesPerSecond)
             return fail(c, kPolicyViolation, "too many messages per second");
-        if (found.opcode != Opcode::ping) {
-            if (c.state == State::open) receivedMessage(c, found.opcode);
-        } else if (c.stalled || c.queued() > kSmall) {
+        const bool isPing = found.opcode == Opcode::ping;
+        if (!isPing && c.state == State::open) receivedMessage(c, found.opcode);
+        if (isPing && (c.stalled || c.queued() > kSmall))
             c.pong = std::make_unique<std::string>(found.payload);
-        } else {
-            queueFrame(c, Opcode::pong, found.payload);
-        }
+        else if (isPing) queueFrame(c, Opcode::pong, found.payload);
     }
 
     // Hands the reader's message to the hooks. Its body is reused unless a hook keeps it.
@@ -894,8 +892,8 @@ struct WSLoop {
     }
 
     // Queues one data frame; we never fragment, because a frame can have any length (RFC 6455 5.2).
-    // If it does not fit the queue even after the kernel took what it could, the user is
-    // disconnected: no message is lost silently. False if the user was or is now on the way out.
+    // If it does not fit the queue, even after a flush(), the user is disconnected: no message is
+    // lost silently. False if the user is on the way out.
     bool queueMessage(WSConnection &c, const WSMessage &msg) {
         const Payload &payload = msg.body_->payload;
         const std::size_t size = payload->size() + kMaxFrameHeader;
@@ -1052,7 +1050,7 @@ struct WSLoop {
         touch(c);
     }
 
-    // Queues our Close. The peer's own is answered with the same code, or none (RFC 6455 5.5.1).
+    // Queues our Close: with the code of the peer's (or none) if that came first (RFC 6455 5.5.1).
     void sendClose(WSConnection &c) {
         std::string payload = encodeClose(c.closeCode, c.user->closeReason_);
         if (c.peerLeft) payload.resize(c.closeCode == kNoCode ? 0 : 2);
@@ -1302,7 +1300,7 @@ struct WSLoop {
         if (const char *limit = reply.status == 0 ? limitReached(c) : nullptr; limit != nullptr)
             reply =
                 plainResponse(503, std::string("There is no room: ") + limit + " has been reached.",
-                              {{"Retry-After", "10"}});  // a guess
+                              {{"Retry-After", "10"}});  // seconds: a guess
         if (reply.status == 0) welcome(c, head);
         else answer(c, reply, head.path);
     }
@@ -1688,7 +1686,7 @@ struct WSLoop {
     std::atomic<bool> inTurn_{false}, stopAsked_{false};
     std::atomic<int> signals_{0};              // since preShutdown() was asked
     std::atomic<int> signalsInAll_{0};         // since the last shutdown, or the last veto
-    std::atomic<int> process_{-1};             // that runs the loop, by its forks_
+    std::atomic<int> process_{-1};             // the process that runs the loop, as its forks_
     static inline std::atomic<int> forks_{0};  // of this process and its ancestors
     static inline const int counting_ = ::pthread_atfork(nullptr, nullptr, [] { ++forks_; });
     std::mutex mutex_;  // guards posted_
@@ -1784,7 +1782,7 @@ void WSBaseServer::console(WSLevel level, std::string_view text) {
 // === 8. What hooks are given =====================================================================
 namespace {
 
-// jsoncpp's strict reader, and its writer, compact and with UTF-8 as it is: making them takes ten
+// jsoncpp's strict reader, and its writer, compact and with UTF-8 unescaped: making them takes ten
 // times as long as using them. Before 1.9.7, it reads fractions as the global locale has them.
 struct JsonTools {
     std::unique_ptr<Json::CharReader> reader;
@@ -2116,7 +2114,7 @@ bool splitHost(std::string_view text, std::string_view &host, std::string_view &
     return port.empty() || std::stoi(std::string(port)) <= 65535;
 }
 
-// request-target = origin-form / absolute-form / … (RFC 9112 3.2); RFC 6455 4.2.1 wants both. A '#'
+// request-target = origin-form / absolute-form / … (RFC 9112 3.2); RFC 6455 4.2.1 has both. A '#'
 // is refused (RFC 6455 3). Some marks that RFC 3986 forbids pass, because browsers send them.
 bool parseTarget(std::string_view target, RequestHead &head) {
     const auto fine = [](char c) { return c > 0x20 && c < 0x7F && c != '#'; };
@@ -2185,7 +2183,7 @@ WSResponse checkRequest(const RequestHead &head) {
     return {};
 }
 
-// A client that sends one half of a handshake meant it, and is told what is wrong.
+// A client that sends half of a handshake wants a WebSocket, so it is told what is wrong.
 bool asksForWebSocket(const RequestHead &head) {
     return listHas(head, "Upgrade", "websocket") || countFields(head, "Sec-WebSocket-Key") > 0;
 }
@@ -2200,6 +2198,8 @@ WSResponse checkUpgrade(const RequestHead &head) {
     if (fieldValue(head, "Sec-WebSocket-Version") != "13")
         return plainResponse(426, "Only version 13 of the WebSocket protocol is supported.",
                              {{"Sec-WebSocket-Version", "13"}});
+    for (const std::string &one : splitList(fieldValue(head, "Sec-WebSocket-Protocol"), ','))
+        if (!isToken(one)) return plainResponse(400, "A subprotocol is not a token.");
     // 16 bytes are 22 digits of base64 (RFC 4648 4), the last of which has four bits to spare.
     const std::string key = fieldValue(head, "Sec-WebSocket-Key");
     if (key.size() != 24 || key.substr(22) != "==" || !isMadeOf(key.substr(0, 22), "+/"))
@@ -2277,7 +2277,7 @@ bool isIn(const Network &network, const std::optional<Address> &address) {
            (rest == 0 || ((*address)[whole] ^ (*network.address)[whole]) >> (8 - rest) == 0);
 }
 
-// "10.0.0.1", "10.0.0.0/8" (or "::ffff:10.0.0.0/104"), "fd00::/8", "unix". All IPv4, or all IPv6.
+// "10.0.0.1", "10.0.0.0/8" (or "::ffff:10.0.0.0/104"), "fd00::/8", "unix". One family only.
 std::optional<Network> parseNetwork(std::string_view text) {
     if (text == "unix") return Network{};
     const std::size_t slash = std::min(text.find('/'), text.size());
@@ -2302,7 +2302,7 @@ std::optional<Address> parseForwarded(std::string_view text) {
 
 // The client that a request comes from: `peer`, or the one that trusted proxies name in
 // X-Forwarded-For. Each proxy appends the address that connected to it: we go from the right, and
-// stop at the first that is not trusted. Whatever stands left of that may be forged.
+// stop at the first that is not trusted. Whatever is to the left of that may be forged.
 std::optional<Address> clientAddress(std::optional<Address> peer,
                                      const std::vector<Network> &trusted, const RequestHead &head) {
     const auto isTrusted = [&](const Network &network) { return isIn(network, peer); };

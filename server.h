@@ -355,10 +355,10 @@ class WebSocketServer : public WSBaseServer {
     // users() any more, and sends to it return false. The connection may be lost already.
     virtual void preDisconnect(User &user, int socket) { (void)user, (void)socket; }
 
-    // The bytes of the user's connection until preDisconnect(): received ones as recv() brings them,
-    // sent ones frame by frame as they are queued. First comes the request; to throw or disconnect()
-    // then is as in preConnect(). `bytes` is valid until this returns; what you send in here is not
-    // traced. The default ends all tracing, so that it costs nothing: an override must not call it.
+    // The bytes of the user's connection until preDisconnect(): received ones as recv() brings
+    // them, sent ones frame by frame as they are queued. First comes the request; to throw or to
+    // disconnect() then is as in preConnect(). `bytes` is valid until this returns. What you send
+    // in here is not traced. The default ends all tracing, so it costs nothing: do not call it.
     virtual void trace(User &user, WSDirection direction, std::string_view bytes) {
         (void)user, (void)direction, (void)bytes;
         tracing_ = false;

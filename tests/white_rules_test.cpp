@@ -86,6 +86,7 @@ std::string wrongWith(const Lines &cells) {
     const std::string &guards = cells[3], &tests = cells[4];
     if (!startsWith(guards, "`")) {
         const bool reason = startsWith(guards, "does not apply: because ") ||
+                            startsWith(guards, "not kept: because ") ||
                             startsWith(guards, "the program's, not the server's: because ");
         return reason && tests == "–" ? "" : "there is neither a guard nor a reason";
     }
