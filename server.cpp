@@ -130,7 +130,8 @@ class Outbox {  // the queue of unsent bytes (section 9)
         std::string_view bytes() const { return shared ? *shared : copied; }
     };
     std::vector<Piece> pieces_;
-    std::size_t offset_ = 0;  // bytes of the first piece that are sent
+    std::size_t first_ = 0;   // the pieces before this one are sent
+    std::size_t offset_ = 0;  // and so are this many bytes of it
     std::size_t size_ = 0;    // bytes unsent
 };
 
@@ -577,8 +578,7 @@ struct WSLoop {
         signals_ = 0;
         bool doShutdown = true;
         callHook(nullptr, "preShutdown", [&] { server_.preShutdown(doShutdown); });
-        if (!doShutdown) signalsInAll_ = 0;
-        if (!doShutdown) return log(WSLevel::debug, "preShutdown() objected: the server goes on");
+        if (!doShutdown) return signalsInAll_ = 0, log(WSLevel::debug, "preShutdown() objected");
         log(WSLevel::debug, "shutting down");
         shuttingDown_ = true;
         shutdownDeadline_ = now_ + microseconds(config_.shutdownSeconds);
@@ -595,8 +595,7 @@ struct WSLoop {
     bool shutdownEnded() {
         if (!shuttingDown_ || !connections_.empty()) return false;
         callPosted();
-        shuttingDown_ = stopAsked_ = false;  // a stop() that came late asked for what has happened
-        signals_ = 0;
+        shuttingDown_ = stopAsked_ = false, signals_ = 0;  // late ones asked for what has happened
         callHook(nullptr, "postShutdown", [&] { server_.postShutdown(); });
         signalsInAll_ = 0;
         log(WSLevel::debug, "the server has stopped");
@@ -923,7 +922,8 @@ struct WSLoop {
             if (shared) c.outbox.append(shared);
         });
         const auto bytes = [&] { return std::string(header.data(), size).append(payload); };
-        if (server_.tracing_) guarded(c, [&] { trace(c, WSDirection::sent, bytes()); });
+        if (server_.tracing_ && !inTrace_)
+            guarded(c, [&] { trace(c, WSDirection::sent, bytes()); });
     }
 
     template <class Append>
@@ -1054,7 +1054,7 @@ struct WSLoop {
     void sendClose(WSConnection &c) {
         std::string payload = encodeClose(c.closeCode, c.user->closeReason_);
         if (c.peerLeft) payload.resize(c.closeCode == kNoCode ? 0 : 2);
-        queueFrame(c, Opcode::close, payload);
+        queueFrame(c, Opcode::close, payload), c.owed = c.queued();
     }
 
     // Calls a user's last two hooks and frees it. The connection may live on, to close properly.
@@ -1318,6 +1318,7 @@ struct WSLoop {
     // preConnect() returns, or is guarded: so the hooks always come in pairs.
     void welcome(WSConnection &c, const RequestHead &head) {
         const std::string key = acceptKey(fieldValue(head, "Sec-WebSocket-Key"));
+        const std::string page = fieldValue(head, "Origin");
         const std::string offered = fieldValue(head, "Sec-WebSocket-Protocol");
         const std::string chosen = chooseProtocol(config_.protocols, offered);
         const std::uint64_t id = ++lastId_;
@@ -1355,8 +1356,8 @@ struct WSLoop {
             c.outbox.append(std::make_shared<std::string>(response += "\r\n"));
             trace(c, WSDirection::sent, response);
         });
-        log(WSLevel::debug, c, " came to ", head.path,
-            countFields(head, "Origin") > 0 ? " from a page of " : "", fieldValue(head, "Origin"));
+        log(WSLevel::debug, c, " came to ", head.path, page.empty() ? "" : " from a page of ",
+            page);
         callHook(&c, "postConnect", [&] { server_.callPostConnect(*c.user, c.fd); });
     }
 
@@ -1365,9 +1366,10 @@ struct WSLoop {
                 bool isOurs = true) {
         const std::string_view body = isOurs ? std::string_view(response.body) : "";
         const std::string_view why = body.substr(0, body.find('\n'));
-        log(WSLevel::debug, c, path.empty() ? "" : " asked for ", path, path.empty() ? "" : " and",
-            " was answered ", response.status, " ", wordsFor(response.status),
-            why.empty() ? "" : ": ", why);
+        const std::string_view words = wordsFor(response.status);
+        log(WSLevel::debug, c, path.empty() ? "" : " asked for ", path.substr(0, 200),
+            path.empty() ? "" : " and", " was answered ", response.status, words.empty() ? "" : " ",
+            words, why.empty() ? "" : ": ", why);
         queue(c, [&] {
             c.outbox.append(std::make_shared<std::string>(
                 encodeResponse(response, std::time(nullptr), c.wantsBody)));
@@ -1566,8 +1568,7 @@ struct WSLoop {
     // Throws for the first field that makes no sense. Keeps, parsed, the lists that are read once.
     void checkConfig() {
         const WSBaseConfig &c = config_;
-        constexpr double kMost = std::numeric_limits<int>::max(), kBytes = 1e15;
-        constexpr double kSeconds = 1e6, kLeastSeconds = 0.001;
+        constexpr double kMost = 0x7FFFFFFF, kBytes = 1e15, kSeconds = 1e6, kLeastSeconds = 0.001;
         const std::string path = unixPath();
         if (c.address == "unix:" || path.size() >= sizeof(sockaddr_un::sun_path) ||
             path.find('\0') != path.npos)
@@ -1980,7 +1981,7 @@ void Outbox::append(Payload payload) {
 
 std::size_t Outbox::gather(std::array<iovec, kMaxPieces> &pieces) const {
     std::size_t count = 0, offset = offset_;
-    for (std::size_t i = 0; i < pieces_.size() && count < kMaxPieces; ++i) {
+    for (std::size_t i = first_; i < pieces_.size() && count < kMaxPieces; ++i) {
         const std::string_view rest = pieces_[i].bytes().substr(std::exchange(offset, 0));
         if (!rest.empty()) pieces[count++] = {const_cast<char *>(rest.data()), rest.size()};
     }
@@ -1991,17 +1992,17 @@ Payload Outbox::sent(std::size_t size) {
     Payload large;
     size_ -= size;
     offset_ += size;
-    std::size_t whole = 0;  // pieces
-    for (; whole < pieces_.size() && offset_ >= pieces_[whole].bytes().size(); ++whole) {
-        Piece &piece = pieces_[whole];
+    for (; first_ < pieces_.size() && offset_ >= pieces_[first_].bytes().size(); ++first_) {
+        Piece &piece = pieces_[first_];
         offset_ -= piece.bytes().size();
         if (piece.shared.use_count() == 1 && piece.shared->capacity() > kSmall)
             large = std::move(piece.shared);
+        piece.shared = nullptr, piece.copied.clear();
+        if (size_ > 0 || first_ > 0) piece.copied.shrink_to_fit();
     }
-    const auto rest = pieces_.begin() + static_cast<std::ptrdiff_t>(whole);
-    pieces_.erase(pieces_.begin() + (size_ == 0 && whole > 0), rest);
-    if (size_ > 0) return large;
-    for (Piece &piece : pieces_) piece.shared = nullptr, piece.copied.clear();
+    if (size_ > 0 && first_ <= pieces_.size() / 2) return large;
+    const auto rest = pieces_.begin() + static_cast<std::ptrdiff_t>(first_);
+    pieces_.erase(pieces_.begin() + (size_ == 0 && first_ > 0), rest), first_ = 0;
     return large;
 }
 
@@ -2217,8 +2218,7 @@ std::string acceptKey(std::string_view key) {
 std::string chooseProtocol(const std::vector<std::string> &ours, std::string_view offered) {
     const std::vector<std::string> theirs = splitList(offered, ',');
     for (const std::string &protocol : ours)
-        if (isToken(protocol) && std::count(theirs.begin(), theirs.end(), protocol) > 0)
-            return protocol;
+        if (std::count(theirs.begin(), theirs.end(), protocol) > 0) return protocol;
     return {};
 }
 
@@ -2362,7 +2362,6 @@ std::string encodeResponse(const WSResponse &response, std::time_t now, bool wit
     ::gmtime_r(&now, &time);
     std::ostringstream head;
     head.imbue(std::locale::classic());  // whatever language the program speaks
-    head.exceptions(std::ios::badbit);   // out of memory
     head << "HTTP/1.1 " << status << ' ' << wordsFor(status) << "\r\n";  // even without words
     for (const auto &[name, value] : response.headers) {
         head << name << ": " << value << "\r\n";
@@ -2371,6 +2370,7 @@ std::string encodeResponse(const WSResponse &response, std::time_t now, bool wit
     if (!bodiless) head << "Content-Length: " << response.body.size() << "\r\n";
     head << std::put_time(&time, "Date: %a, %d %b %Y %H:%M:%S GMT\r\n");  // RFC 9110 5.6.7
     head << (upgrade ? "Connection: close, Upgrade\r\n\r\n" : "Connection: close\r\n\r\n");
+    if (!head) throw std::bad_alloc();  // libc++ has swallowed it
     return withBody && !bodiless ? head.str() + response.body : head.str();
 }
 

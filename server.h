@@ -271,6 +271,7 @@ class WSUsers {
     WSUsers end() const { return *this; }
 
     User &operator*() const { return static_cast<User &>(*server_->userInSlot(slot_)); }
+    User *operator->() const { return &**this; }
     WSUsers &operator++() {
         ++slot_;
         return settle();

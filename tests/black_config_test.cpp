@@ -185,6 +185,8 @@ TEST_CASE("The log says why a client was refused") {
     CHECK(server.printed("/chat and was answered 403 Forbidden: The request has no Origin."));
     tell("GET /\r\n\r\n");
     CHECK(server.printed("127.0.0.1 was answered 400 Bad Request: The request line is malformed."));
+    tell("GET /" + std::string(600, 'a') + " HTTP/1.1\r\n\r\n");  // does not hide the reason
+    CHECK(server.printed("aaa and was answered 400 Bad Request: There must be one Host header"));
     tell(upgrade("/closed", origin));
     CHECK(
         server.printed("127.0.0.1 asked for /closed and was answered 404 Not Found: no such room"));

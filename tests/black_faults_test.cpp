@@ -299,7 +299,10 @@ const std::string kLargeRest = frame(kContinuation, kLarge, 0) + frame(kContinua
 
 // Two users come to stay; their handshakes arrive in one piece and in three.
 void arrival(Stage &stage) {
-    stage.say("/ada", upgrade("/ada", "Sec-WebSocket-Protocol: chat\r\n"), 1);
+    stage.say(
+        "/ada",
+        upgrade("/ada", "Origin: https://a.long.name.example\r\nSec-WebSocket-Protocol: chat\r\n"),
+        1);
     const std::string request = upgrade("/bob");
     stage.say("/bob", request.substr(0, 20), 0);
     stage.settle("ada");
