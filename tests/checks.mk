@@ -148,7 +148,8 @@ coverage: | deps-coverage  ## Checks that the tests reach all of server.cpp
 	    black=$(firstword $(coverage_black))
 
 # The tool calls make in a copy of the project, where server.cpp has all its mutants. SINCE=COMMIT
-# takes only the rules that have changed since then; ALL=1 breaks all of server.cpp, or LINES=1-99.
+# takes only the rules that have changed since then. ALL=1 breaks all of server.cpp; then MUTATE adds
+# options, such as --lines 1-99 or --again (only what survived the last time).
 mutate_flags := -O0 -g0 -w -D_GLIBCXX_ASSERTIONS
 .build/mutate/server.o: extra = -O1 -Wno-narrowing
 .build/mutate/tests/white_tests.o: extra = $(alone) -O1 -Wno-narrowing
@@ -156,7 +157,7 @@ clang_python = $(shell for p in python3 /usr/bin/python3; do \
     $$p -c 'import clang.cindex' 2>/dev/null && echo $$p && break; done)
 mutate: | deps-mutate  ## Breaks each rule of tests/rfc6455.md, and checks that its tests notice
 	@$(or $(clang_python),python3) -B tests/mutate/mutate $(if $(ALL),--all) \
-	    $(LINES:%=--lines %) $(SINCE:%=--since %)
+	    $(SINCE:%=--since %) $(MUTATE)
 
 # --- other machines ---------------------------------------------------------------------
 
