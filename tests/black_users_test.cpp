@@ -834,6 +834,20 @@ TEST_CASE("Frames that wait in the server are read without further input, or dro
     pump(server, "all to be gone", [&] { return server.userCount() == 0; });
 }
 
+TEST_CASE("A user that fails while its frames wait in the server leaves as soon as its peer does") {
+    Server server([](Config &config) { config.closeSeconds = 1000; });
+    server.onProcess = [](User &, WSMessage &) {
+        for (const auto end = Clock::now() + 5ms; Clock::now() < end;) {}  // ends the turn
+    };
+    Peer peer(server);
+    peer.step(repeated(20, frame(kText, "hello")));
+    server.onPreSend = [](User &, WSMessage &) { throw std::runtime_error("on purpose"); };
+    CHECK_FALSE(server.sendToUser(server.user(1), "x"));
+    CHECK(joined(peer.hearAll()) == "close 1011, EOF");
+    CHECK(std::count(server.hooks.begin(), server.hooks.end(), "process 1: hello") < 20);
+    pump(server, "the connection to be gone", [&] { return server.stats().pending == 0; });
+}
+
 TEST_CASE("A peer that answers a Close with pings still has only closeSeconds") {
     Server server([](Config &config) { config.closeSeconds = 0.3; });
     Peer pinging(server);
