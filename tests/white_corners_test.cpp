@@ -139,6 +139,15 @@ TEST_CASE("what a peer sends after the end is discarded, not kept") {
     CHECK(pair.connection().unread.empty());
 }
 
+TEST_CASE("between two turns, the time for a peer's Close begins now, not with the last turn") {
+    Pair pair;
+    WSConnection &c = pair.connection();
+    pair.loop.now_ = c.deadline = 0;
+    pair.loop.disconnect(*c.user, 1000, "");
+    CHECK(c.since == pair.loop.clock_);
+    CHECK(c.deadline == c.since + microseconds(pair.config.closeSeconds));
+}
+
 TEST_CASE("a connection that is idle has no memory for what it sends and receives") {
     Pair pair;
     pair.loop.sendToAllBut(nullptr, WSMessage(std::string(3000, 'x')));
