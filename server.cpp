@@ -120,7 +120,7 @@ class Outbox {  // the queue of unsent bytes (section 9)
     std::size_t size() const { return size_; }
     // Points `pieces` at unsent bytes, and returns how many it has filled in.
     std::size_t gather(std::array<iovec, kMaxPieces> &pieces) const;
-    // Drops the first `size` bytes. Returns a large payload among them that is unshared, for reuse.
+    // Drops the first `size` bytes (> 0). Returns a large unshared payload among them, for reuse.
     Payload sent(std::size_t size);
 
   private:
@@ -846,7 +846,7 @@ struct WSLoop {
 
     // What trace() itself sends is not traced: that would never end. False if it throws.
     bool trace(WSConnection &c, WSDirection way, std::string_view bytes) {
-        if (!server_.tracing_ || !c.user || bytes.empty() || inTrace_) return true;
+        if (!server_.tracing_ || !c.user || bytes.empty()) return true;
         inTrace_ = true;
         const bool fine = callHook(&c, "trace", [&] { server_.callTrace(*c.user, way, bytes); });
         inTrace_ = false;
@@ -2002,7 +2002,7 @@ Payload Outbox::sent(std::size_t size) {
     }
     if (size_ > 0 && first_ <= pieces_.size() / 2) return large;
     const auto rest = pieces_.begin() + static_cast<std::ptrdiff_t>(first_);
-    pieces_.erase(pieces_.begin() + (size_ == 0 && first_ > 0), rest), first_ = 0;
+    pieces_.erase(pieces_.begin() + (size_ == 0), rest), first_ = 0;
     return large;
 }
 
