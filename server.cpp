@@ -768,8 +768,9 @@ struct WSLoop {
         trace(c, WSDirection::received, {inbox_.data() + traced, size - traced});
         if (c.state == State::open || c.state == State::closing)
             used += readFrames(c, inbox_.data() + used, size - used);
-        if (c.state > State::closing) used = size;                      // input is discarded
-        std::string(inbox_.data() + used, size - used).swap(c.unread);  // idle ones own no memory
+        if (c.state > State::closing) used = size;  // input is discarded
+        if (used < size) c.unread = std::string(inbox_.data() + used, size - used);
+        else if (!c.unread.empty()) std::string().swap(c.unread);  // idle ones own no memory
         return usedShare || c.hasUnread;
     }
 
