@@ -363,6 +363,26 @@ TEST_CASE("listenFd may be a Unix socket") {
     ::close(fd);
 }
 
+TEST_CASE("listenFd may be standard input, as inetd passes it") {
+    const int before = ::dup(STDIN_FILENO), fd = openTcp(true);
+    if (before < 0) ::close(fd);
+    if (before < 0) return;  // there is no standard input
+    REQUIRE(::dup2(fd, STDIN_FILENO) == STDIN_FILENO);
+    ::close(fd);
+    {
+        Server server([](Config &config) {
+            config.listenFd = STDIN_FILENO;
+            config.address = "no host";  // not used
+        });
+        CHECK(server.port() > 0);
+        Peer peer(server);
+        peer.send(frame(kText, "hello"));
+        CHECK(peer.hear() == "text hello");
+    }
+    ::dup2(before, STDIN_FILENO);
+    ::close(before);
+}
+
 TEST_CASE("A listenFd that is not a listening socket is refused") {
     const int quiet = openTcp(false), file = ::open("/dev/null", O_RDONLY);
     const int before = openDescriptors();
