@@ -578,7 +578,8 @@ struct WSLoop {
         signals_ = 0;
         bool doShutdown = true;
         callHook(nullptr, "preShutdown", [&] { server_.preShutdown(doShutdown); });
-        if (!doShutdown) return signalsInAll_ = 0, log(WSLevel::debug, "preShutdown() objected");
+        if (!doShutdown) signalsInAll_ = 0;
+        if (!doShutdown) return log(WSLevel::debug, "preShutdown() objected: the server goes on");
         log(WSLevel::debug, "shutting down");
         shuttingDown_ = true;
         shutdownDeadline_ = now_ + microseconds(config_.shutdownSeconds);
@@ -965,7 +966,7 @@ struct WSLoop {
     // with `owed` extends the deadline; pongs do not: pings could keep the connection open forever.
     void wrote(WSConnection &c, std::size_t size, bool waited) {
         Payload payload = c.outbox.sent(size);
-        if (payload && !c.reader.message) c.reader.message = std::move(payload);
+        if (!c.reader.message) c.reader.message = std::move(payload);
         stats_.bytesSent += size;
         if (waited) c.lastByte = now_;
         if (c.owed > 0) c.deadline = now_ + microseconds(config_.closeSeconds);
@@ -2232,8 +2233,7 @@ std::optional<std::string> normalOrigin(std::string_view text) {
     const std::size_t colon = std::min(origin.find("://"), origin.size());
     const std::string scheme = origin.substr(0, colon);
     std::string_view host, port;
-    if (scheme.empty() || scheme[0] < 'a' || scheme[0] > 'z' || !isMadeOf(scheme, "+-.") ||
-        colon == origin.size() ||
+    if (scheme[0] < 'a' || !isMadeOf(scheme, "+-.") || colon == origin.size() ||
         !splitHost(std::string_view(origin).substr(colon + 3), host, port) ||
         !isMadeOf(host, "-._[]:"))
         return std::nullopt;
@@ -2631,7 +2631,6 @@ Utf8State checkUtf8(std::string_view piece, Utf8State begin) {
 
 // At most the first `size` bytes, cut between two characters.
 std::string_view cutUtf8(std::string_view text, std::size_t size) {
-    size = std::min(size, text.size());
     while (size > 0 && size < text.size() &&
            (static_cast<unsigned char>(text[size]) & 0xC0) == 0x80)
         --size;

@@ -123,7 +123,7 @@ TEST_CASE("With debug, the log reports a veto, the shutdown and the end of the s
     server.onPreShutdown = [&](bool &doShutdown) { doShutdown = !objects; };
     server.shutdown();
     CHECK(server.turn(0ms));
-    CHECK(server.printed("preShutdown() objected"));
+    CHECK(server.printed("preShutdown() objected: the server goes on"));
     objects = false;
     server.shutdown();
     server.takeLastTurns();
