@@ -2000,9 +2000,9 @@ Payload Outbox::sent(std::size_t size) {
         if (piece.shared.use_count() == 1 && piece.shared->capacity() > kSmall)
             large = std::move(piece.shared);
         piece.shared = nullptr, piece.copied.clear();
-        if (size_ > 0 || first_ > 0) piece.copied.shrink_to_fit();
+        if (first_ > 0) piece.copied.shrink_to_fit();
     }
-    if (size_ > 0 && first_ <= pieces_.size() / 2) return large;
+    if (first_ <= pieces_.size() / 2) return large;  // erasing moves all that is left
     const auto rest = pieces_.begin() + static_cast<std::ptrdiff_t>(first_);
     pieces_.erase(pieces_.begin() + (size_ == 0), rest), first_ = 0;
     return large;
