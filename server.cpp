@@ -43,7 +43,7 @@
 //   masking              5.1, 5.3       parseFrameHeader, unmask
 //   fragmentation        5.4            MessageReader::beginFrame
 //   control frames       5.5            parseFrameHeader, received, receivedClose
-//   closing handshake    5.5.1, 7       receivedClose, disconnect, fail, flush
+//   closing handshake    5.5.1, 7       receivedClose, disconnect, end, sendClose, flush
 //   close codes          7.4            parseClose, isCloseCode
 //   UTF-8                5.6, 8.1       checkUtf8, MessageReader::read
 //
@@ -596,7 +596,7 @@ struct WSLoop {
     bool shutdownEnded() {
         if (!shuttingDown_ || !connections_.empty()) return false;
         callPosted();
-        shuttingDown_ = stopAsked_ = false, signals_ = 0;  // late ones asked for what has happened
+        shuttingDown_ = stopAsked_ = false, signals_ = 0;  // a late stop() has had its effect
         callHook(nullptr, "postShutdown", [&] { server_.postShutdown(); });
         signalsInAll_ = 0;
         log(WSLevel::debug, "the server has stopped");

@@ -393,6 +393,29 @@ TEST_CASE("At maxPending the connection that has been pending longest makes room
     CHECK(server.userCount() == 11);
 }
 
+TEST_CASE("At maxPending, a Close that the peer has not taken yet is spared") {
+    Server server([](Config &config) { config.maxPending = 2; });
+    Peer peer(server, "/", "", 4096);
+    peer.appetite = 0;
+    const int socket = server.user(1).socket();
+    std::size_t filled = 0;  // bytes that fill the kernel's buffer, while the queue is empty
+    for (std::size_t size : {65536U, 1U}) {
+        const std::string bytes(size, 'x');
+        for (ssize_t sent = 0; sent >= 0;) {
+            sent = ::send(socket, bytes.data(), size, MSG_NOSIGNAL);
+            filled += static_cast<std::size_t>(std::max<ssize_t>(sent, 0));
+        }
+    }
+    server.disconnect(server.user(1), 4000);
+    server.turn(0ms);
+    REQUIRE(server.stats().queuedBytes == 4);
+    const Client first(server), second(server), third(server);
+    for (int turn = 0; turn < 5; ++turn) server.turn(kTurn);
+    peer.appetite = std::string::npos;
+    peer.wait("the Close", [&] { return peer.input.size() > filled || !peer.end.empty(); });
+    CHECK(peer.input.substr(filled) == "\x88\x02\x0F\xA0");  // 4000
+}
+
 TEST_CASE("At maxPending, a connection that has just gone makes room, and nobody else has to") {
     Server server([](Config &config) { config.maxPending = 2; });
     Client quiet(server), gone(server);
@@ -571,6 +594,23 @@ TEST_CASE("A client that requests more than it reads waits for its answers and g
     peer.appetite = std::string::npos;
     for (int i = 0; i < 200; ++i) REQUIRE(peer.next().value().payload.size() == 300'000);
     CHECK(joined(peer.hearUntilPong()).empty());
+}
+
+TEST_CASE("A user whose queue passes the mark in a turn is not read in it any more") {
+    Server server([](Config &config) { config.maxQueuedBytes = 64 << 20; });
+    Peer ann(server, "/", "", 4096), bob(server, "/", "", 4096);
+    ann.appetite = bob.appetite = 0;
+    bool isFirst = true;  // whichever of the two is served first
+    server.onProcess = [&](User &user, WSMessage &) {
+        if (std::exchange(isFirst, false))
+            server.sendToAllBut(user, WSMessage::binary(std::string(32 << 20, 'x')));
+    };
+    const std::uint64_t before = server.stats().bytesReceived;
+    const std::string hello = frame(kText, "hello");
+    ann.trySend(hello);
+    bob.trySend(hello);
+    server.turn(20ms);
+    CHECK(server.stats().bytesReceived - before == hello.size());
 }
 
 TEST_CASE("drained() runs when a queue that was above the mark is empty, and never otherwise") {
