@@ -297,20 +297,20 @@ tour-check-%:
 # BENCH_ROUNDS, BENCH_SECONDS (of one measurement), BENCH_ROWS='1x1 churn' and
 # BENCH_SERVERS='ours ws' select what to measure; tests/bench/run lists the names. The results
 # go to .build/bench, the README's chart goes to .github.
-BENCH_ROUNDS ?= 3
+BENCH_ROUNDS ?= 5
 BENCH_SECONDS ?= 1
-benched := .build/bench/ours .build/bench/client $(foreign:tests/%.cpp=.build/%)
+benched := $(addprefix .build/bench/,ours floor client) $(foreign:tests/%.cpp=.build/%)
 libwebsockets_libs = $(or $(shell $(PKG_CONFIG) --libs libwebsockets 2>/dev/null),-lwebsockets)
 $(foreign:%.cpp=.build/plain/%.o): | deps-bench
 .build/bench/ours: .build/plain/server.o
 $(benched): .build/bench/%: .build/plain/tests/bench/%.o
 	$(link)
 
-bench: $(benched) | deps-bench  ## Measures this server and four others
+bench: $(benched) | deps-bench  ## Measures this server, four others and a floor
 	@tests/bench/run --programs=.build/bench --chart=.github/bench.svg --rounds=$(BENCH_ROUNDS) \
 	    --seconds=$(BENCH_SECONDS) --rows='$(BENCH_ROWS)' --servers='$(BENCH_SERVERS)'
 
-bench-check: $(benched) | deps-bench  ## Checks that all five can be measured
+bench-check: $(benched) | deps-bench  ## Checks that all six can be measured
 	@tests/bench/run --programs=.build/bench --check
 
 bench-micro: .build/micro  ## Measures the functions that touch each byte
