@@ -2,8 +2,9 @@
 // Extendible WebSocket Server
 
 // The Extendible WebSocket Server: one thread, one poll() loop, raw POSIX sockets, the protocol of
-// RFC 6455 by hand. server.h is the contract, this file keeps it. A connection moves bytes; a user
-// is what hooks see. The life of a connection:
+// RFC 6455 by hand. server.h is the contract, this file keeps it. Left out: extensions, TLS, a
+// client, the drafts before the RFC; README.md says why. A connection moves bytes; a user is what
+// hooks see. The life of a connection:
 //
 //      connect()              accept(): a connection without a user
 //   [handshaking]  doHandshake()  --- refused, or a plain GET: answer() ---.
@@ -46,9 +47,6 @@
 //   closing handshake    5.5.1, 7       receivedClose, disconnect, end, sendClose, flush
 //   close codes          7.4            parseClose, isCloseCode
 //   UTF-8                5.6, 8.1       checkUtf8, MessageReader::read
-//
-// Left out: extensions (permessage-deflate costs more memory per user than everything else), TLS (a
-// proxy in front does it better), the client's side, and the drafts before RFC 6455.
 
 #include "server.h"
 
@@ -512,8 +510,7 @@ struct WSLoop {
         }
     }
 
-    // A connection has rank 2 after using up its share of bytes; and, after exceeding its share of
-    // time, for 20 times as long as it took.
+    // Rank 2: it has used up its share of bytes, or, for 20 times as long as it took, that of time.
     void serve(WSConnection &c) {
         const Microseconds began = clock_;
         const short ready = std::exchange(c.ready, short{0});
@@ -871,10 +868,8 @@ struct WSLoop {
     int sendToAllBut(const WSBaseUser *user, const WSMessage &msg) {
         WSMessage own = msg;
         int sent = 0;
-        for (const auto &connection : connections_) {
-            WSBaseUser *receiver = connection->user.get();
-            if (receiver != nullptr && receiver != user && send(*receiver, msg, own)) ++sent;
-        }
+        for (const auto &c : connections_)
+            if (c->user && c->user.get() != user && send(*c->user, msg, own)) ++sent;
         return sent;
     }
 
