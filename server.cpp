@@ -13,9 +13,9 @@
 //         |-- disconnect(): our Close goes first --> [closing]             |
 //         |                             the peer's Close |                 |
 //         |-- the peer's Close, or fail() ---------------|                 |
-//         |                                          [flushing]  write what is queued
-//         |                                              | shutdown(SHUT_WR)
-//         |                                          [lingering] discard input until
+//         |                                          [flushing]  write what is queued; [dead] if
+//         |                                              |       nothing more can come, else:
+//         |                                          [lingering] SHUT_WR; discard input until
 //         |-- drop(): reset, or silent -----------.      |       the peer closes, too
 //       finish(): goodbye when it leaves [open]   [dead]  finish() frees it: close()
 //
@@ -298,7 +298,7 @@ struct WSConnection {
     bool served = false;      // in this turn
     std::uint8_t rank = 1;    // 0: cheap lately; 1: in its handshake; 2: costly: see serve()
     bool hasUnread = false;   // `unread` may hold whole frames: no recv() needed
-    bool inputEnded = false;  // the peer has shut down its side
+    bool inputEnded = false;  // nothing more is expected from the peer
     bool peerLeft = false;    // the peer's Close came first
     bool owesClose = false;   // ours is due, and not queued yet
     bool stalled = false;     // the kernel did not take everything: waiting for POLLOUT
@@ -750,8 +750,8 @@ struct WSLoop {
         std::size_t size = c.unread.size(), used = 0, traced = size;
         if (inbox_.size() < size + kMostBytes) inbox_.resize(size + kMostBytes);
         std::copy(c.unread.begin(), c.unread.end(), inbox_.begin());
-        bool usedShare = false;
-        if (!c.hasUnread) {
+        bool usedShare = false, receives = !c.hasUnread;
+        if (receives) {
             const ssize_t received = ::recv(c.fd, &inbox_[size], share_, 0);
             if (received < 0) failedCall(c, "receive", errno);
             if (received == 0) endOfInput(c);
@@ -766,6 +766,7 @@ struct WSLoop {
         trace(c, WSDirection::received, {inbox_.data() + traced, size - traced});
         if (c.state == State::open || c.state == State::closing)
             used += readFrames(c, inbox_.data() + used, size - used);
+        c.inputEnded = c.inputEnded && receives && used == size && !usedShare;  // or more may come
         if (c.state > State::closing) used = size;  // input is discarded
         if (used < size) c.unread = std::string(inbox_.data() + used, size - used);
         else if (!c.unread.empty()) std::string().swap(c.unread);  // idle ones own no memory
@@ -840,6 +841,7 @@ struct WSLoop {
         const Progress close = parseClose(payload);
         if (close.answer == Progress::bad) return fail(c, close.code, close.reason);
         c.peerLeft = c.state == State::open;  // otherwise this answers ours
+        c.inputEnded = c.lastPing == 0;       // once pinged, a Pong may still come (5.5.2): linger
         end(c, close.code, std::string(payload.substr(close.used)), State::flushing);
     }
 
@@ -949,12 +951,12 @@ struct WSLoop {
             c.stalled = c.queued() > 0 && (sent < 0 || count < kMaxPieces);
         }
         if (c.queued() > 0 || c.state != State::flushing || c.owesClose) return;
+        if (c.inputEnded) return drop(c, "");
         // Half-close, so that the peer can read everything: close() with unread input would make
         // the kernel reset the connection (RFC 9112 9.6; RFC 6455 7.1.1 describes the same).
         ::shutdown(c.fd, SHUT_WR);
         c.state = State::lingering;
         c.deadline = now_ + microseconds(config_.closeSeconds);
-        if (c.inputEnded) drop(c, "");
     }
 
     // If the kernel had no room before and has some now, the peer is alive. While closing, progress

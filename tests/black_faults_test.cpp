@@ -781,6 +781,24 @@ TEST_CASE("A clock that jumps by an hour costs no user that answers pings") {
     }
 }
 
+TEST_CASE("A peer that answers a Ping after its Close loses nothing that was sent to it") {
+    faults::reset();
+    Server server;
+    Peer peer(server, "/", "", 64 * 1024);
+    peer.appetite = 0;
+    faults::state.skipped += 21;  // pingSeconds is 20
+    turnInside(server);
+    server.sendToUser(server.user(1), std::string(256 * 1024, 'x'));
+    peer.step(closeFrame(1000));
+    CHECK(server.userCount() == 0);
+    peer.appetite = frame(kPing, "").size() - 4;  // no masking key
+    CHECK(peer.hear() == "ping");
+    peer.step(frame(kPong, ""));
+    peer.appetite = std::string::npos;
+    CHECK(peer.next().value().payload.size() == 256 * 1024);
+    CHECK(joined(peer.hearAll()) == "close 1000, EOF");
+}
+
 TEST_CASE("A user whose frames wait in the server is kept, and so is a very slow reader") {
     faults::reset();
     Server server;

@@ -195,6 +195,47 @@ TEST_CASE("After its Close, the server waits for that of the peer") {
     CHECK_FALSE(has(joined(server.hooks), "process"));
 }
 
+TEST_CASE("After both Closes the server closes at once, unless bytes lay behind the peer's") {
+    struct Row {
+        std::string label, bytes;
+        bool oursFirst;
+        std::uint64_t lingering;
+    };
+    const std::vector<Row> rows = {
+        {"The peer's Close comes first.", closeFrame(1000), false, 0},
+        {"The peer's Close is the answer to ours.", closeFrame(1000), true, 0},
+        {"A ping lies behind it.", closeFrame(1000) + frame(kPing, ""), false, 1},
+        {"A byte lies behind the answer.", closeFrame(1000) + "x", true, 1},
+        {"The Close is malformed.", frame(kClose, "x"), false, 1},
+    };
+    for (const Row &row : rows) {
+        CAPTURE(row.label);
+        Server server;
+        Peer peer(server);
+        peer.keepsOpen = true;
+        if (row.oursFirst) server.disconnect(server.user(1));
+        if (row.oursFirst) CHECK(peer.hear() == "close 1000");
+        peer.step(row.bytes);
+        CHECK(server.stats().pending == row.lingering);
+        CHECK(has(joined(peer.hearAll()), "EOF"));
+    }
+}
+
+TEST_CASE("Bytes behind a Close that slow hooks held up cause no reset") {
+    Server server;
+    server.onProcess = [](User &, WSMessage &) { std::this_thread::sleep_for(1ms); };
+    Peer peer(server);
+    peer.keepsOpen = true;
+    std::string frames;
+    for (int i = 0; i < 20; ++i) frames += frame(kText, "slow");
+    peer.step(frames + closeFrame(1000));
+    CHECK(server.stats().messagesReceived < 20);
+    peer.send("behind");
+    pump(server, "the Close", [&] { return server.stats().users == 0; });
+    CHECK(server.stats().pending == 1);
+    CHECK(joined(peer.hearAll()) == "close 1000, EOF");
+}
+
 TEST_CASE("After disconnect(), messages of that user are ignored, even in the same packet") {
     Server server;
     server.onProcess = [&](User &user, WSMessage &) { server.disconnect(user, 4000); };

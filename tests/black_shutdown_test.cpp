@@ -393,8 +393,8 @@ TEST_CASE("Queues drain before the end, and newcomers are refused") {
     CHECK(slow.next().value().payload.size() == page.size());
     CHECK(slow.hear() == "close 1001");
     slow.send(closeFrame(1001));
-    CHECK(slow.hear() == "EOF");
     server.takeLastTurns();
+    CHECK(slow.hear() == "EOF");
     CHECK(server.hooks.back() == "postShutdown");
 }
 

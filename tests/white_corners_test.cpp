@@ -139,6 +139,20 @@ TEST_CASE("what a peer sends after the end is discarded, not kept") {
     CHECK(pair.connection().unread.empty());
 }
 
+TEST_CASE("behind a Close that ends a full share, more may wait in the kernel") {
+    for (const std::size_t spare : {0U, 1U}) {
+        CAPTURE(spare);
+        Pair pair;
+        WSConnection &c = pair.connection();
+        const std::string close = "\x88\x80" + std::string(4, '\0');  // without a code
+        REQUIRE(::write(*pair.peer, close.data(), close.size()) == 6);
+        pair.loop.share_ = close.size() + spare;
+        CHECK(pair.loop.read(c) == (spare == 0));
+        CHECK(c.state == WSConnection::State::flushing);
+        CHECK(c.inputEnded == (spare == 1));
+    }
+}
+
 TEST_CASE("between two turns, the time for a peer's Close begins now, not with the last turn") {
     Pair pair;
     WSConnection &c = pair.connection();
