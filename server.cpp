@@ -1221,7 +1221,8 @@ struct WSLoop {
     void add(Descriptor fd, const Endpoint &peer) {
         makePendingRoom();
         const int on = 1;
-        ::setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof on);  // we join small frames here
+        if (config_.listenFd >= 0)  // it may have connected before openListener() set the option
+            ::setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof on);
 #ifdef SO_NOSIGPIPE
         ::setsockopt(fd, SOL_SOCKET, SO_NOSIGPIPE, &on, sizeof on);
 #endif
@@ -1440,6 +1441,7 @@ struct WSLoop {
             if (family == AF_INET6) set(IPPROTO_IPV6, IPV6_V6ONLY);
             if (config_.reusePort && !set(SOL_SOCKET, SO_REUSEPORT)) return errno;
         }
+        set(IPPROTO_TCP, TCP_NODELAY);  // accepted sockets inherit it; we join small frames anyway
         if (!given && (!bind(socket, place) || ::listen(socket, SOMAXCONN) != 0)) return errno;
         place.size = sizeof place.address;
         if (::getsockname(socket, place.get(), &place.size) != 0) return errno;

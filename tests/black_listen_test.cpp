@@ -311,6 +311,29 @@ TEST_CASE("A client that connects while no server accepts is served by the next 
     ::close(fd);
 }
 
+TEST_CASE("Small frames leave at once, also to a client that connected before the server started") {
+    const auto delays = [](const WSBaseUser &user) {
+        int noDelay = 0;
+        socklen_t size = sizeof noDelay;
+        ::getsockopt(user.socket(), IPPROTO_TCP, TCP_NODELAY, &noDelay, &size);
+        return noDelay == 0;
+    };
+    Server usual;
+    const Peer peer(usual);
+    CHECK_FALSE(delays(usual.user(1)));
+
+    const int fd = openTcp(true), off = 0;
+    const auto change = [&](Config &config) { config.listenFd = fd; };
+    const int port = Server(change).port();
+    ::setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &off, sizeof off);
+    Client early(port);
+    early.send(upgrade());
+    Server server(change);
+    pump(server, "the user", [&] { return server.userCount() == 1; });
+    CHECK_FALSE(delays(server.user(1)));
+    ::close(fd);
+}
+
 TEST_CASE("The server does not spin when another program shuts its socket down") {
     const int before = openDescriptors();
     const int fd = openTcp(true);
