@@ -302,7 +302,7 @@ struct WSConnection {
     bool peerLeft = false;    // the peer's Close came first
     bool owesClose = false;   // ours is due, and not queued yet
     bool stalled = false;     // the kernel did not take everything: waiting for POLLOUT
-    bool aboveMark = false;   // more than lowMark() was queued, and some of it still is
+    bool aboveMark = false;   // flush() found more than lowMark() queued, and some of it still is
     bool wantsBody = true;    // false: the request is a HEAD (RFC 9110 9.3.2)
     short ready = 0;          // what poll() found, until it is served
     std::uint16_t closeCode = 0;
@@ -879,12 +879,11 @@ struct WSLoop {
     bool send(WSBaseUser &user, const WSMessage &msg, WSMessage &own) {
         WSConnection *c = user.connection_;
         if (c == nullptr || c->state != State::open) return false;
-        if (inSendHook_) return queueMessage(*c, msg);
-        inSendHook_ = true;
-        callHook(c, "preSend", [&] { server_.callPreSend(user, own); });
+        const bool nested = std::exchange(inSendHook_, true);
+        if (!nested) callHook(c, "preSend", [&] { server_.callPreSend(user, own); });
         const bool queued = queueMessage(*c, own);
-        if (queued) callHook(c, "postSend", [&] { server_.callPostSend(user, own); });
-        inSendHook_ = false;
+        if (queued && !nested) callHook(c, "postSend", [&] { server_.callPostSend(user, own); });
+        inSendHook_ = nested;
         if (own.body_ != msg.body_) own = msg;
         return queued;
     }
@@ -905,7 +904,7 @@ struct WSLoop {
         }
         if (c.state != State::open) return false;
         const Opcode opcode = msg.body_->binary ? Opcode::binary : Opcode::text;
-        queueFrame(c, opcode, *payload, payload->size() < kSmall ? nullptr : payload);
+        queueFrame(c, opcode, *payload, payload->size() < kSmall ? nullptr : &payload);
         const bool queued = c.state == State::open;
         stats_.messagesSent += queued;
         return queued;
@@ -913,28 +912,23 @@ struct WSLoop {
 
     // Queues a frame. Copies the payload, unless `shared` is given: the same bytes, to share.
     void queueFrame(WSConnection &c, Opcode opcode, std::string_view payload,
-                    const Payload &shared = nullptr) {
+                    const Payload *shared = nullptr) {
         std::array<char, kMaxFrameHeader> header;
         const std::size_t size = encodeFrameHeader(header.data(), opcode, payload.size());
-        queue(c, [&] {
+        guarded(c, [&] {
             c.outbox.append({header.data(), size}, shared ? std::string_view() : payload);
-            if (shared) c.outbox.append(shared);
+            if (shared) c.outbox.append(*shared);
         });
+        touch(c);
         const auto bytes = [&] { return std::string(header.data(), size).append(payload); };
         if (server_.tracing_ && !inTrace_)
             guarded(c, [&] { trace(c, WSDirection::sent, bytes()); });
     }
 
-    template <class Append>
-    void queue(WSConnection &c, Append &&append) {
-        guarded(c, append);
-        c.aboveMark = c.aboveMark || c.queued() > lowMark();
-        touch(c);
-    }
-
     // The only place that writes to a socket: whatever the kernel takes. POLLOUT goes on.
     void flush(WSConnection &c) {
         if (c.state == State::dead || !isMine()) return;
+        c.aboveMark = c.aboveMark || c.queued() > lowMark();
         const bool waited = std::exchange(c.stalled, false);
         while (c.queued() > 0 && !c.stalled) {
             std::array<iovec, kMaxPieces> pieces;
@@ -1345,7 +1339,7 @@ struct WSLoop {
         }
         c.state = State::open;
         ++userCount_;
-        queue(c, [&] {
+        guarded(c, [&] {
             std::string response = "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\n";
             response += "Connection: Upgrade\r\nSec-WebSocket-Accept: " + key + "\r\n";
             const std::string &protocol = c.user->protocol();
@@ -1356,6 +1350,7 @@ struct WSLoop {
             c.outbox.append(std::make_shared<std::string>(response += "\r\n"));
             trace(c, WSDirection::sent, response);
         });
+        touch(c);
         log(WSLevel::debug, c, " came to ", head.path, page.empty() ? "" : " from a page of ",
             page);
         callHook(&c, "postConnect", [&] { server_.callPostConnect(*c.user, c.fd); });
@@ -1370,7 +1365,7 @@ struct WSLoop {
         log(WSLevel::debug, c, path.empty() ? "" : " asked for ", path.substr(0, 200),
             path.empty() ? "" : " and", " was answered ", response.status, words.empty() ? "" : " ",
             words, why.empty() ? "" : ": ", why);
-        queue(c, [&] {
+        guarded(c, [&] {
             c.outbox.append(std::make_shared<std::string>(
                 encodeResponse(response, std::time(nullptr), c.wantsBody)));
         });
