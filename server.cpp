@@ -2434,24 +2434,26 @@ std::size_t encodeFrameHeader(char *out, Opcode opcode, std::uint64_t length) {
 }
 
 // Octet i of the payload is XORed with octet i MOD 4 of the masking key (RFC 6455 5.3), for a piece
-// that begins at `offset`, also in place. The key is repeated in memory order, so byte order does
-// not matter; compilers vectorize four words. memcpy() reads them unaligned.
+// that begins at `offset`, also in place. Three keys in a row contain the key as rotated by offset,
+// twice: two equal halves, so byte order does not matter. memcpy() reads and writes unaligned.
 void unmask(const char *from, char *to, std::size_t size, std::array<unsigned char, 4> key,
             std::uint64_t offset) {
-    std::array<unsigned char, 8> rotated{};
-    for (std::size_t k = 0; k < rotated.size(); ++k) rotated[k] = key[(offset + k) % 4];
+    std::array<unsigned char, 12> keys{};
+    for (const std::size_t i : {0U, 4U, 8U}) std::memcpy(&keys[i], key.data(), key.size());
+    const unsigned char *const rotated = &keys[offset % 4];
     std::uint64_t doubled = 0;
-    std::memcpy(&doubled, rotated.data(), sizeof doubled);
+    std::memcpy(&doubled, rotated, sizeof doubled);
     std::size_t i = 0;
     const auto xorWith = [&](auto words) {
         for (; i + sizeof words <= size; i += sizeof words) {
             std::memcpy(words.data(), from + i, sizeof words);
-            for (std::uint64_t &word : words) word ^= doubled;
+            for (auto &word : words) word ^= static_cast<std::decay_t<decltype(word)>>(doubled);
             std::memcpy(to + i, words.data(), sizeof words);
         }
     };
     xorWith(std::array<std::uint64_t, 4>{});
     xorWith(std::array<std::uint64_t, 1>{});
+    xorWith(std::array<std::uint32_t, 1>{});
     for (; i < size; ++i) to[i] = static_cast<char>(from[i] ^ rotated[i % 4]);
 }
 
