@@ -615,19 +615,22 @@ struct WSLoop {
     // be walking over the users. What hooks cause here waits for the next turn, which is at once.
     void finish() {
         finishing_.swap(busy_);
-        const Microseconds writeEnd = updateClock() + 2 * kMillisecond;  // for large queues
+        Microseconds writeEnd = kNever, goodbyeEnd = kNever;  // set by the first that needs them
         for (WSConnection *c : finishing_) {
             if (std::exchange(c->owesClose, false) && c->state != State::dead)
                 guarded(*c, [&] { sendClose(*c); });
             if (c->stalled) continue;
-            if (c->queued() > kSmall) c->served = updateClock() < writeEnd;
-            if (c->queued() <= kSmall || c->served) flush(*c);
+            const bool large = c->queued() > kSmall;
+            if (large) c->served = clock_ < writeEnd;
+            if (!large || c->served) flush(*c);
+            if (large) writeEnd = std::min(writeEnd, updateClock() + 2 * kMillisecond);
         }
-        const Microseconds end = updateClock() + kMillisecond;
         for (WSConnection *c : finishing_) {
             if (c->queued() == 0 && std::exchange(c->aboveMark, false) && c->state == State::open)
                 callHook(c, "drained", [&] { server_.callDrained(*c->user); });
-            if (leaves(*c) && !c->owesClose && clock_ < end) sayGoodbye(*c), updateClock();
+            if (!leaves(*c) || c->owesClose) continue;
+            if (goodbyeEnd == kNever) goodbyeEnd = updateClock() + kMillisecond;
+            if (clock_ < goodbyeEnd) sayGoodbye(*c), updateClock();
         }
         std::stable_partition(finishing_.begin(), finishing_.end(),
                               [](const WSConnection *c) { return !c->served; });
