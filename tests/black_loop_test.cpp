@@ -45,6 +45,17 @@ TEST_CASE("tick() runs every tickSeconds, the first time that long after listen(
     }
 }
 
+TEST_CASE("With nothing to do there is a turn a second, even with 100 users") {
+    Server server;
+    std::vector<std::unique_ptr<Peer>> peers;
+    for (int i = 0; i < 100; ++i) peers.push_back(std::make_unique<Peer>(server));
+    const std::uint64_t before = server.stats().turns;
+    const auto end = Clock::now() + 1500ms;
+    while (Clock::now() < end)
+        server.turn(std::chrono::ceil<std::chrono::milliseconds>(end - Clock::now()));
+    CHECK(server.stats().turns - before <= 3);
+}
+
 TEST_CASE("Ticks need no turns in between, and there are none if tickSeconds is 0") {
     Ticking server(0.05), silent(0);
     int turns = 0;

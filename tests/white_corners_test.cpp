@@ -177,6 +177,34 @@ TEST_CASE("a connection that is idle has no memory for what it sends and receive
     CHECK(held == 0);
 }
 
+TEST_CASE("an idle user whose request has 500 bytes takes at most 1.1 KiB") {
+    Pair pair;
+    std::string request =
+        "GET / HTTP/1.1\r\nHost: a\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+        "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\nUser-Agent: ";
+    request.append(500 - 4 - request.size(), 'x').append("\r\n\r\n");
+    std::vector<Descriptor> peers;
+    peers.reserve(300);
+    const auto join = [&](int count) {
+        for (int i = 0; i < count; ++i) {
+            std::array<int, 2> both{};
+            REQUIRE(::socketpair(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK, 0, both.data()) == 0);
+            pair.loop.add(Descriptor(both[0]), {});
+            peers.emplace_back(both[1]);
+            REQUIRE(::write(both[1], request.data(), request.size()) == 500);
+            pair.turn();
+        }
+        pair.checkDeadlines();
+    };
+    join(100);
+    Heap::reset();
+    join(200);
+    const long each = Heap::held() / 200;
+    CHECK(pair.loop.userCount_ == 301);
+    CHECK(each > 500);
+    CHECK(each + 4 * 16 <= 1126);  // an allocator adds up to 16 bytes to each of the four blocks
+}
+
 TEST_CASE("a signal handler that wakes the loop leaves errno alone, even if the pipe is full") {
     Pair pair;
     for (int i = 0; i < 100'000; ++i) pair.loop.wake();
