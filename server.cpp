@@ -1289,11 +1289,12 @@ struct WSLoop {
             reply = fine ? upgradeRequired() : plainResponse(500, "Something went wrong.");
         }
         if (reply.status == 0) reply = checkUpgrade(head);
-        const std::string origin = fieldValue(head, "Origin");
-        if (reply.status == 0 && !originAllowed(head))
+        if (reply.status == 0 && !originAllowed(head)) {
+            const std::string origin = fieldValue(head, "Origin");
             reply = plainResponse(
                 403, origin.empty() ? "The request has no Origin."
                                     : "The origin " + quoted(origin) + " is not in uniqueOrigin.");
+        }
         if (const char *limit = reply.status == 0 ? limitReached(c) : nullptr; limit != nullptr)
             reply =
                 plainResponse(503, std::string("There is no room: ") + limit + " has been reached.",
@@ -2671,7 +2672,7 @@ std::string sha1(std::string_view message) {
     // 5.1.1: a one bit, zeros up to 8 bytes before the end of a block, the length in bits.
     std::string padded(message);
     padded += '\x80';
-    while (padded.size() % 64 != 56) padded += '\0';
+    padded.append((55 - message.size()) % 64, '\0');  // unsigned: right even below 0
     const std::uint64_t bits = std::uint64_t{message.size()} * 8;
     for (int shift = 56; shift >= 0; shift -= 8) padded += static_cast<char>(bits >> shift);
     // 5.3.1, 6.1.2: the initial state, and what each block of 64 bytes makes of it.
