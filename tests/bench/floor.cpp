@@ -150,7 +150,10 @@ int main(int argc, char **argv) try {
         for (std::size_t i = entries.size(); i-- > 0;) {
             if (entries[i].revents == 0) continue;
             if (i == 0) {
-                entries.push_back({::accept(entries[0].fd, nullptr, nullptr), POLLIN, 0});
+                const int fd = ::accept(entries[0].fd, nullptr, nullptr);
+                Input &in = inputs.at(static_cast<std::size_t>(fd));
+                in.size = in.unmasked = 0;  // the descriptor's last owner may have left in a frame
+                entries.push_back({fd, POLLIN, 0});
             } else if (!serve(options.job, entries[i].fd)) {
                 ::close(entries[i].fd);
                 entries[i] = entries.back();
